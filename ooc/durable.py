@@ -1,0 +1,272 @@
+"""Durable writes: a file appears whole or not at all, and stays.
+
+Every file that must survive a crash is written here: under a temporary name in the same directory,
+flushed to the disk, renamed, and the directory flushed after it. A temporary file that a crash left
+behind has a fixed name, so the next run writes over it. Data first, record last: a reader trusts a
+file only after its record.
+
+What is learnt from borg's ``SyncFile`` and ``SaveFile``: hash while writing, flush the data before
+the name, let the page cache go behind a long write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from ooc.errors import IndexDirError, ResourceError
+from ooc.mapping import drop_cached
+from ooc.types import AnyArray
+
+__all__ = [
+    "CHECK_BYTES",
+    "DurableFile",
+    "block_checksums",
+    "make_directory",
+    "partial_name",
+    "read_json",
+    "remove_tree",
+    "rename",
+    "sync_directory",
+    "translated",
+    "write_bytes",
+    "write_json",
+]
+
+#: A checksum covers this many bytes, so that damage is located and a long check can resume.
+CHECK_BYTES = 64 * 1024 * 1024
+
+#: Written data is flushed and dropped from the page cache this often: a build leaves the machine's
+#: cache alone, and the final flush is short.
+_FLUSH_BYTES = 32 * 1024 * 1024
+
+
+def partial_name(path: Path) -> Path:
+    """Where the file lies until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextlib.contextmanager
+def translated(path: Path, doing: str) -> Iterator[None]:
+    """Turn the system's refusals into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"the disk is full: {doing} {path} failed",
+                kind="disk-full",
+                hint="Free some space and run the same command again: it goes on from what is finished.",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise ResourceError(
+                f"{doing} {path} is not allowed: {error.strerror}",
+                kind="not-writable",
+                hint="Name a directory that this user may write to.",
+            ) from error
+        raise ResourceError(f"{doing} {path} failed: {error}", kind="io") from error
+
+
+class DurableFile:
+    """A file in the making: written front to back, checksummed on the way, published by ``commit``.
+
+    As a context manager it commits when the block ends well and removes the temporary file when it
+    does not.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file shall be.
+    size : int, optional
+        Its final size where known: the space is taken up front, so that a full disk says so before
+        the work and not in the middle of it.
+    """
+
+    def __init__(self, path: Path, *, size: int | None = None) -> None:
+        self.path = path
+        self.written = 0
+        self._digests: list[str] = []
+        self._hash = xxhash.xxh3_128()
+        self._hashed = 0
+        self._flushed = 0
+        self._partial = partial_name(path)
+        with translated(path, "creating"):
+            self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
+            if size:
+                try:
+                    _preallocate(self._fd, size)
+                except OSError:
+                    self.abandon()
+                    raise
+
+    def write(self, data: AnyArray | bytes | memoryview) -> None:
+        """Append the bytes of a buffer or of a C-contiguous array."""
+        view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
+        self._update(view)
+        with translated(self.path, "writing"):
+            rest = view
+            while len(rest):
+                rest = rest[os.write(self._fd, rest) :]
+            self.written += len(view)
+            if self.written - self._flushed >= _FLUSH_BYTES:
+                self._flush()
+
+    def _update(self, view: memoryview) -> None:
+        while len(view):
+            take = min(len(view), CHECK_BYTES - self._hashed)
+            self._hash.update(view[:take])
+            self._hashed += take
+            view = view[take:]
+            if self._hashed == CHECK_BYTES:
+                self._close_digest()
+
+    def _close_digest(self) -> None:
+        self._digests.append(self._hash.hexdigest())
+        self._hash = xxhash.xxh3_128()
+        self._hashed = 0
+
+    def _flush(self) -> None:
+        getattr(os, "fdatasync", os.fsync)(self._fd)
+        drop_cached(self._fd, self._flushed, self.written - self._flushed)
+        self._flushed = self.written
+
+    def checksums(self) -> list[str]:
+        """XXH3-128 of each ``CHECK_BYTES`` written so far, the last over what is left; hexadecimal."""
+        return [*self._digests, self._hash.hexdigest()] if self._hashed else list(self._digests)
+
+    def commit(self) -> None:
+        """Flush and publish under the final name."""
+        with translated(self.path, "publishing"):
+            os.ftruncate(self._fd, self.written)
+            os.fsync(self._fd)
+            drop_cached(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            os.replace(self._partial, self.path)
+            sync_directory(self.path.parent)
+
+    def abandon(self) -> None:
+        """Remove what was written. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> DurableFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.abandon()
+
+
+def _preallocate(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        # A file system that cannot preallocate: the space is then taken as it is written.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file durably, replacing what was there."""
+    with DurableFile(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record durably: sorted keys, two spaces, so that equal records are equal bytes."""
+    write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, *, what: str) -> dict[str, Any]:
+    """Read a record that ``write_json`` wrote.
+
+    Raises
+    ------
+    IndexDirError
+        When the file is missing, unreadable, or not a JSON object; ``what`` names it for the reader.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise IndexDirError(f"{what} is missing: {path}", kind="index-missing") from None
+    except OSError as error:
+        raise IndexDirError(f"{what} cannot be read: {path}: {error.strerror}", kind="index-unreadable") from error
+    except (ValueError, RecursionError) as error:
+        raise IndexDirError(f"{what} is damaged: {path} is not JSON ({error})", kind="index-damaged") from error
+    if not isinstance(record, dict):
+        raise IndexDirError(f"{what} is damaged: {path} does not hold a JSON object", kind="index-damaged")
+    return record
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, its parents as needed, and make that durable."""
+    with translated(path, "creating"):
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        for directory in reversed(missing):
+            directory.mkdir(exist_ok=True)
+            sync_directory(directory.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. A platform that cannot is left as it is."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):
+            raise
+    finally:
+        os.close(fd)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Publish a finished file or directory under another name on the same file system."""
+    with translated(target, "publishing"):
+        os.replace(source, target)
+        sync_directory(target.parent)
+        if source.parent != target.parent:
+            sync_directory(source.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it; one that is not there is fine."""
+    with translated(path, "removing"):
+        if path.exists():
+            shutil.rmtree(path)
+            sync_directory(path.parent)
+
+
+def block_checksums(path: Path) -> list[str]:
+    """XXH3-128 of each ``CHECK_BYTES`` of a file, as ``DurableFile.checksums`` gave them."""
+    digests = []
+    with translated(path, "reading"), path.open("rb") as file:
+        while True:
+            digest, left = xxhash.xxh3_128(), CHECK_BYTES
+            while left and (piece := file.read(min(left, 1 << 20))):
+                digest.update(piece)
+                left -= len(piece)
+            if left < CHECK_BYTES:
+                digests.append(digest.hexdigest())
+            if left:
+                return digests

@@ -1,0 +1,124 @@
+"""Every error that ``ooc`` raises on purpose, classed by what the caller can do about it.
+
+    OocError
+    ├── ArgumentError      an argument is wrong: call again, corrected                 exit 2
+    ├── StoreError         the store cannot be read as vectors: name another or mend   exit 3
+    ├── DataError          rows or queries hold what cannot be indexed                 exit 4
+    ├── PlanError          no plan fits: memory, disk, or a code that cannot do it     exit 5
+    ├── IndexDirError      the index directory is missing, foreign, newer or damaged   exit 6
+    ├── ConflictError      something is in the way: another index, writer, or change   exit 7
+    ├── MissingExtraError  an optional package is not installed                        exit 8
+    ├── SystemError_       the system refused: disk full, I/O error, platform          exit 9
+    └── Stopped            the caller asked to stop; the work can be gone on with      exit 130
+
+A message says what is wrong and where, why, and what to do now. ``kind`` is a stable word for
+programs; it never changes its meaning between versions. Exit status 0 is success and 1 an error
+that ``ooc`` did not foresee.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "ConflictError",
+    "DataError",
+    "IndexDirError",
+    "MissingExtraError",
+    "OocError",
+    "PlanError",
+    "Stopped",
+    "StoreError",
+    "ResourceError",
+]
+
+
+class OocError(Exception):
+    """Base of all errors raised on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, where and why, in one or two sentences.
+    kind : str
+        Stable, machine-readable word, for example ``"store-missing"``.
+    hint : str, optional
+        What to do now.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, kind: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = kind
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.kind, self.hint))
+
+
+def _rebuild(cls: type[OocError], message: str, kind: str, hint: str | None) -> OocError:
+    return cls(message, kind=kind, hint=hint)
+
+
+class ArgumentError(OocError, ValueError):
+    """An argument is wrong: call again, corrected."""
+
+    exit_code = 2
+
+
+class StoreError(OocError):
+    """The store is missing or cannot be read as a 2-d array of vectors."""
+
+    exit_code = 3
+
+
+class DataError(OocError, ValueError):
+    """Rows or queries hold values, shapes or dtypes that cannot be indexed or searched."""
+
+    exit_code = 4
+
+
+class PlanError(OocError):
+    """No plan fits: the memory, the disk, or a code that cannot live on disk."""
+
+    exit_code = 5
+
+
+class IndexDirError(OocError):
+    """The index directory is missing, something else, of a newer format, or damaged."""
+
+    exit_code = 6
+
+
+class ConflictError(OocError):
+    """Something is in the way: another index, another writer, a store that changed."""
+
+    exit_code = 7
+
+
+class MissingExtraError(OocError):
+    """An optional package is needed and not installed."""
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, kind: str = "missing-extra", hint: str | None = None) -> None:
+        super().__init__(message, kind=kind, hint=hint)
+
+
+class ResourceError(OocError):
+    """The system refused: the disk is full, a read failed, the platform lacks something."""
+
+    exit_code = 9
+
+
+class Stopped(OocError):  # noqa: N818 - not a failure: the caller asked for it
+    """The caller asked to stop. What was finished is durable; the same call goes on from there."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, *, kind: str = "stopped", hint: str | None = None) -> None:
+        super().__init__(message, kind=kind, hint=hint)

@@ -1,0 +1,204 @@
+"""Files as memory, and what the kernel is told about them.
+
+The one place for mmap, madvise and posix_fadvise, with a fallback where the platform has none of
+them: advice that cannot be given is left out and changes speed, never results. Also the one place
+that asks how much memory is private to this process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ooc.errors import DataError, StoreError
+from ooc.types import BytesArray, IntArray
+
+__all__ = ["PAGE", "MappedFile", "MapPool", "drop_cached", "private_bytes", "private_peak_bytes"]
+
+PAGE = mmap.PAGESIZE
+
+#: One WILLNEED brings at most the device's read-ahead, which is 128 KiB on most machines: longer
+#: advice is cut into pieces of this size, or its tail is silently not read.
+ADVICE_BYTES = 128 * 1024
+
+_WILLNEED = getattr(mmap, "MADV_WILLNEED", None)
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
+_RANDOM = getattr(mmap, "MADV_RANDOM", None)
+_SEQUENTIAL = getattr(mmap, "MADV_SEQUENTIAL", None)
+
+
+class MappedFile:
+    """A file mapped read-only, whole, as bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The file. It must not be empty.
+    random : bool
+        Whether access is by row here and there: stops the kernel from reading around each fault,
+        which would multiply the bytes read.
+
+    Notes
+    -----
+    Arrays that were cut from ``bytes`` keep the mapping alive after ``close``; a file that its owner
+    truncates while mapped kills the process that touches the lost pages (SIGBUS).
+    """
+
+    def __init__(self, path: Path, *, random: bool = False) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            if self.size == 0:
+                raise DataError(f"{path} is empty", kind="file-empty")
+            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes: BytesArray = np.frombuffer(self._map, np.uint8)
+        self.advise_pattern(random=random)
+
+    def advise_pattern(self, *, random: bool) -> None:
+        """Expect access in any order (``random``) or from front to back."""
+        advice = _RANDOM if random else _SEQUENTIAL
+        if advice is not None and self._map is not None:
+            self._map.madvise(advice)
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Start reading ``length`` bytes at ``offset``; returns at once."""
+        if _WILLNEED is None or self._map is None or length <= 0:
+            return
+        begin = offset - offset % PAGE
+        end = min(offset + length, self.size)
+        advise = self._map.madvise
+        for start in range(begin, end, ADVICE_BYTES):
+            advise(_WILLNEED, start, min(ADVICE_BYTES, end - start))
+
+    def will_need_each(self, offsets: IntArray, length: int) -> None:
+        """Start reading ``length`` bytes at each of ``offsets``; neighbours are joined.
+
+        Parameters
+        ----------
+        offsets : (m,) int64
+            Byte offsets in ascending order.
+        length : int
+            Bytes at each.
+        """
+        if _WILLNEED is None or self._map is None or len(offsets) == 0:
+            return
+        begin = offsets - offsets % PAGE
+        end = np.minimum(offsets + length, self.size)
+        # A run ends where the next piece begins beyond the last page of this one.
+        breaks = np.flatnonzero(begin[1:] > end[:-1] + PAGE)
+        firsts = begin[np.concatenate(([0], breaks + 1))]
+        lasts = end[np.concatenate((breaks, [len(end) - 1]))]
+        for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            self.will_need(start, stop - start)
+
+    def drop(self, offset: int, length: int) -> None:
+        """Let go of the pages that lie whole within the range: of this mapping and of the page cache.
+
+        On a mapped file ``posix_fadvise`` alone does nothing while the mapping holds the pages.
+        """
+        if _DONTNEED is None or self._map is None:
+            return
+        begin = -(-offset // PAGE) * PAGE
+        end = (offset + length) // PAGE * PAGE
+        if offset + length >= self.size:
+            end = self.size
+        if end <= begin:
+            return
+        self._map.madvise(_DONTNEED, begin, end - begin)
+        with self.path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Give the mapping up; it goes when the last array cut from it does."""
+        self.bytes = np.empty(0, np.uint8)
+        map_, self._map = self._map, None
+        if map_ is not None:
+            try:
+                map_.close()
+            except BufferError:
+                return  # arrays still look at it; the last one to go unmaps it
+
+
+class MapPool:
+    """Mappings of many files, a bounded number of them at a time.
+
+    A store may have more files than a process may map (65 530) or hold open (often 1 024). The pool
+    keeps those used last. Safe from several threads.
+    """
+
+    def __init__(self, *, random: bool = False, limit: int = 256) -> None:
+        self._random = random
+        self._limit = limit
+        self._maps: OrderedDict[Path, MappedFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> MappedFile:
+        """The file's mapping, made where there is none yet.
+
+        Raises
+        ------
+        StoreError
+            When the file is gone.
+        """
+        with self._lock:
+            mapped = self._maps.get(path)
+            if mapped is not None:
+                self._maps.move_to_end(path)
+                return mapped
+            try:
+                mapped = MappedFile(path, random=self._random)
+            except FileNotFoundError:
+                raise StoreError(f"{path} is gone: it was there when the store was opened", kind="store-missing") from None
+            self._maps[path] = mapped
+            if len(self._maps) > self._limit:
+                # Not closed: another thread may be reading from it. It goes with its last user.
+                self._maps.popitem(last=False)
+            return mapped
+
+    def close(self) -> None:
+        with self._lock:
+            for mapped in self._maps.values():
+                mapped.close()
+            self._maps.clear()
+
+
+def drop_cached(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Let the page cache forget a range of an open file (to its end where ``length`` is 0)."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def _status(keys: Iterable[str]) -> dict[str, int]:
+    wanted = set(keys)
+    with Path("/proc/self/status").open() as file:
+        return {
+            key: int(rest.split()[0]) * 1024
+            for key, _, rest in (line.partition(":") for line in file)
+            if key in wanted
+        }
+
+
+def private_bytes() -> int:
+    """Memory that is this process's own (``RssAnon``): what the kernel cannot take back.
+
+    Pages of mapped files are not counted. Where ``/proc`` is missing, the peak of the resident set.
+    """
+    try:
+        return _status(["RssAnon"])["RssAnon"]
+    except (OSError, KeyError):
+        return private_peak_bytes()
+
+
+def private_peak_bytes() -> int:
+    """An upper bound of the most private memory so far: the peak resident set, mapped pages included."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

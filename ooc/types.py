@@ -1,0 +1,29 @@
+"""Names for the arrays and words that travel through the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ooc.stores.base import Store
+
+__all__ = ["METRICS", "AnyArray", "BytesArray", "FloatArray", "IntArray", "Metric", "PathOrStr", "StoreLike"]
+
+AnyArray: TypeAlias = NDArray[Any]
+FloatArray: TypeAlias = NDArray[np.float32]
+IntArray: TypeAlias = NDArray[np.int64]
+BytesArray: TypeAlias = NDArray[np.uint8]
+PathOrStr: TypeAlias = str | PathLike[str]
+
+#: What ``ooc.open_store`` takes: a path, ``PATH::/dataset``, a URL, a glob, a list of these, an
+#: array in memory, or a store that is open already.
+StoreLike: TypeAlias = "PathOrStr | AnyArray | Store | Sequence[PathOrStr]"
+
+#: ``l2``: squared distances, ascending. ``ip`` and ``cosine``: similarities, descending.
+Metric = Literal["l2", "ip", "cosine"]
+METRICS: tuple[Metric, ...] = ("l2", "ip", "cosine")

@@ -100,7 +100,9 @@ class DurableFile:
         self._flushed = 0
         self._partial = partial_name(path)
         with translated(path, "creating"):
-            self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
+            self._fd = os.open(
+                self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644
+            )
             if size:
                 try:
                     _preallocate(self._fd, size)
@@ -110,7 +112,7 @@ class DurableFile:
 
     def write(self, data: AnyArray | bytes | memoryview) -> None:
         """Append the bytes of a buffer or of a C-contiguous array."""
-        view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
         self._update(view)
         with translated(self.path, "writing"):
             rest = view
@@ -208,9 +210,13 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise IndexDirError(f"{what} is missing: {path}", kind="index-missing") from None
     except OSError as error:
-        raise IndexDirError(f"{what} cannot be read: {path}: {error.strerror}", kind="index-unreadable") from error
+        raise IndexDirError(
+            f"{what} cannot be read: {path}: {error.strerror}", kind="index-unreadable"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise IndexDirError(f"{what} is damaged: {path} is not JSON ({error})", kind="index-damaged") from error
+        raise IndexDirError(
+            f"{what} is damaged: {path} is not JSON ({error})", kind="index-damaged"
+        ) from error
     if not isinstance(record, dict):
         raise IndexDirError(f"{what} is damaged: {path} does not hold a JSON object", kind="index-damaged")
     return record

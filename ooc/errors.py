@@ -26,9 +26,9 @@ __all__ = [
     "MissingExtraError",
     "OocError",
     "PlanError",
+    "ResourceError",
     "Stopped",
     "StoreError",
-    "ResourceError",
 ]
 
 

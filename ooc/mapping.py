@@ -20,7 +20,7 @@ import numpy as np
 from ooc.errors import DataError, StoreError
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["PAGE", "MappedFile", "MapPool", "drop_cached", "private_bytes", "private_peak_bytes"]
+__all__ = ["PAGE", "MapPool", "MappedFile", "drop_cached", "private_bytes", "private_peak_bytes"]
 
 PAGE = mmap.PAGESIZE
 
@@ -155,7 +155,9 @@ class MapPool:
             try:
                 mapped = MappedFile(path, random=self._random)
             except FileNotFoundError:
-                raise StoreError(f"{path} is gone: it was there when the store was opened", kind="store-missing") from None
+                raise StoreError(
+                    f"{path} is gone: it was there when the store was opened", kind="store-missing"
+                ) from None
             self._maps[path] = mapped
             if len(self._maps) > self._limit:
                 # Not closed: another thread may be reading from it. It goes with its last user.

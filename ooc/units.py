@@ -7,7 +7,7 @@ import re
 
 from ooc.errors import ArgumentError
 
-__all__ = ["KIB", "MIB", "GIB", "format_bytes", "format_count", "format_seconds", "parse_bytes"]
+__all__ = ["GIB", "KIB", "MIB", "format_bytes", "format_count", "format_seconds", "parse_bytes"]
 
 KIB = 1024
 MIB = 1024**2
@@ -50,13 +50,11 @@ def parse_bytes(size: int | str) -> int:
 
 def format_bytes(n: float) -> str:
     """``1536`` → ``"1.5 KiB"``: powers of 1024, three figures."""
-    value = float(n)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1000:
-            break
-        value /= 1024
-    else:
-        unit = "TiB"
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    value, power = float(n), 0
+    while abs(value) >= 1000 and power < len(units) - 1:
+        value, power = value / 1024, power + 1
+    unit = units[power]
     if unit == "B" or abs(value) >= 100:
         return f"{value:.0f} {unit}"
     return f"{value:.1f} {unit}" if abs(value) >= 10 else f"{value:.2f} {unit}"

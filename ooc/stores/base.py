@@ -167,7 +167,7 @@ class Store(ABC):
                         return
                     self.forget(begin, end)
                 put(None)
-            except BaseException as error:  # noqa: BLE001 - handed to the consumer, raised there
+            except BaseException as error:  # handed to the consumer, raised there
                 put(error)
 
         thread = threading.Thread(target=work, name="ooc-read-ahead", daemon=True)
@@ -203,7 +203,9 @@ class Store(ABC):
     def describe(self) -> str:
         """One line for people: what, how many, how it is read."""
         how = "mapped" if self.mapped else "decoded chunk by chunk"
-        return f"{self.uri or 'array in memory'} ({self.format}, {self.n} x {self.d} {self.dtype.name}, {how})"
+        return (
+            f"{self.uri or 'array in memory'} ({self.format}, {self.n} x {self.d} {self.dtype.name}, {how})"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -91,6 +91,11 @@ class Store(ABC):
 
         A view of the file where the store is mapped and the rows lie together; do not write to it.
         Safe from several threads.
+
+        Raises
+        ------
+        ArgumentError
+            When the span is not within the store.
         """
 
     @abstractmethod
@@ -128,15 +133,25 @@ class Store(ABC):
         ArgumentError
             When ``rows`` is below 1 or the span is not within the store.
         """
+        stop = self._check_blocks(rows, start, stop)
+        if self.mapped:
+            return self._mapped_blocks(rows, start, stop)
+        return self._decoded_blocks(rows, start, stop)
+
+    def _check_blocks(self, rows: int, start: int, stop: int | None) -> int:
         stop = self.n if stop is None else stop
         if rows < 1 or not 0 <= start <= stop <= self.n:
             raise ArgumentError(
                 f"blocks of {rows} rows from {start} to {stop} do not fit a store of {self.n} rows",
                 kind="rows",
             )
-        if self.mapped:
-            return self._mapped_blocks(rows, start, stop)
-        return self._decoded_blocks(rows, start, stop)
+        return stop
+
+    def _check_span(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n:
+            raise ArgumentError(
+                f"rows {start} to {stop} are not in this store: it has rows 0 to {self.n - 1}", kind="rows"
+            )
 
     def _mapped_blocks(self, rows: int, start: int, stop: int) -> Iterator[Block]:
         self.will_need(start, min(start + rows, stop))

@@ -18,10 +18,20 @@ from typing import Self
 import numpy as np
 import xxhash
 
-from ooc.errors import ArgumentError, StoreError
+from ooc.errors import ArgumentError, MissingExtraError, StoreError
 from ooc.types import AnyArray, FloatArray, IntArray
 
-__all__ = ["DTYPES", "Block", "Store", "as_float32", "check_dtype", "check_rows", "check_shape"]
+__all__ = [
+    "DTYPES",
+    "Block",
+    "Store",
+    "as_float32",
+    "bfloat16",
+    "check_dtype",
+    "check_rows",
+    "check_shape",
+    "even_starts",
+]
 
 #: The dtypes a store may have, by name; bfloat16 needs the package ``ml_dtypes``.
 DTYPES = ("float32", "float16", "float64", "int8", "uint8", "bfloat16")
@@ -243,6 +253,24 @@ def as_float32(rows: AnyArray) -> FloatArray:
         return np.ascontiguousarray(rows, dtype=np.float32)
 
 
+def bfloat16(where: str) -> np.dtype[np.generic]:
+    """The dtype bfloat16, little-endian as on all platforms that have it.
+
+    Raises
+    ------
+    MissingExtraError
+        When the package ``ml_dtypes``, which knows it, is not installed.
+    """
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{where} holds bfloat16, and the package ml_dtypes is not installed",
+            hint="pip install 'ooc[bfloat16]'",
+        ) from error
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 def check_dtype(dtype: np.dtype[np.generic], where: str) -> np.dtype[np.generic]:
     """The dtype in native byte order.
 
@@ -298,3 +326,8 @@ def check_rows(rows: IntArray, n: int) -> IntArray:
         bad = array[(array < 0) | (array >= n)][0]
         raise ArgumentError(f"row {bad} is not in this store: it has rows 0 to {n - 1}", kind="rows")
     return array
+
+
+def even_starts(n: int, rows: int) -> IntArray:
+    """``chunk_starts`` of ``n`` rows in chunks of ``rows`` rows, the last one shorter."""
+    return np.append(np.arange(0, n, rows, dtype=np.int64), n)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ooc.errors import StoreError
 from ooc.mapping import MappedFile, MapPool
-from ooc.stores.base import Store, check_dtype, check_rows
+from ooc.stores.base import Store, check_dtype, check_rows, even_starts
 from ooc.types import AnyArray, BytesArray, IntArray
 
 __all__ = ["MappedStore", "Tiles", "one_tile"]
@@ -108,7 +108,7 @@ class MappedStore(Store):
         self.n, self.d = shape
         self.dtype = check_dtype(dtype, uri)
         self.mapped = True
-        self.chunk_starts = np.append(np.arange(0, self.n, tiles.rows, dtype=np.int64), self.n)
+        self.chunk_starts = even_starts(self.n, tiles.rows)
         self.chunk_bytes = 0
         self._swapped = not dtype.isnative
         self._tiles = tiles

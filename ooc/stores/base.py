@@ -268,7 +268,8 @@ def bfloat16(where: str) -> np.dtype[np.generic]:
             f"{where} holds bfloat16, and the package ml_dtypes is not installed",
             hint="pip install 'ooc[bfloat16]'",
         ) from error
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def check_dtype(dtype: np.dtype[np.generic], where: str) -> np.dtype[np.generic]:

@@ -42,7 +42,8 @@ def open_bin(path: Path, dataset: str | None = None) -> MappedStore:
     needed = _HEADER_BYTES + n * d * dtype.itemsize
     if size != needed:
         raise StoreError(
-            f"{path} does not fit its header: {n} x {d} {dtype.name} make {needed} bytes, the file has {size}",
+            f"{path} does not fit its header: {n} x {d} {dtype.name} make {needed} bytes, "
+            f"the file has {size}",
             kind="store-format",
             hint=f"A cut-off copy, or another dtype than {suffix} stands for.",
         )

@@ -1,0 +1,213 @@
+"""HDF5 datasets: mapped where the bytes lie raw, else read with h5py.
+
+Contiguous and unfiltered chunked datasets are mapped through the offsets that the library gives;
+whatever the library would have to decode, or to look for in another file, it reads.
+Storage layouts: https://support.hdfgroup.org/documentation/hdf5/latest/_l_b_dset_layout.html.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ooc.errors import MissingExtraError, ResourceError, StoreError
+from ooc.stores.base import Store, check_dtype, check_shape, even_starts
+from ooc.stores.choose import Arrays, choose_array, refuse_missing
+from ooc.stores.chunked import ChunkedStore
+from ooc.stores.mapped import MappedStore, Tiles, one_tile
+from ooc.types import AnyArray
+from ooc.units import MIB
+
+__all__ = ["Hdf5Store", "open_hdf5"]
+
+#: What is read at a time from a dataset without chunks that cannot be mapped.
+_STEP_BYTES = 4 * MIB
+
+
+class Hdf5Store(ChunkedStore):
+    """An HDF5 dataset read with h5py, whose lock lets one thread read at a time."""
+
+    def __init__(self, file: h5py.File, dataset: h5py.Dataset, *, uri: str) -> None:
+        n, d = dataset.shape
+        row_bytes = d * dataset.dtype.itemsize
+        rows = dataset.chunks[0] if dataset.chunks else max(_STEP_BYTES // row_bytes, 1)
+        super().__init__(
+            uri=uri,
+            format="hdf5",
+            shape=(n, d),
+            dtype=dataset.dtype,
+            chunk_starts=even_starts(n, min(rows, n)),
+        )
+        self._file: h5py.File | None = file
+        self._dataset = dataset
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        super().close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _decode(self, index: int) -> AnyArray:
+        start, stop = self.chunk_starts[index : index + 2].tolist()
+        out = np.empty((stop - start, self.d), self.dtype)
+        self._read_into(start, stop, out)
+        return out
+
+    def _decode_into(self, first: int, last: int, out: AnyArray) -> None:
+        self._read_into(int(self.chunk_starts[first]), int(self.chunk_starts[last]), out)
+
+    def _read_into(self, start: int, stop: int, out: AnyArray) -> None:
+        try:
+            self._dataset.read_direct(out, np.s_[start:stop])
+        except OSError as error:
+            raise ResourceError(
+                f"{self.uri}: rows {start} to {stop} cannot be read: {error}",
+                kind="store-unreadable",
+                hint="The file may be damaged or cut off, or a file it refers to be missing.",
+            ) from error
+
+
+def open_hdf5(path: Path, dataset: str | None = None) -> Store:
+    """Open a dataset in an HDF5 file.
+
+    Parameters
+    ----------
+    path : Path
+        The file, absolute.
+    dataset : str, optional
+        Its name in the file; not needed where exactly one dataset can be vectors.
+
+    Returns
+    -------
+    Store
+        A ``MappedStore`` where the bytes lie raw and rows read through the mapping equal h5py's own
+        reading, else an ``Hdf5Store``.
+
+    Raises
+    ------
+    StoreError
+        When the file is not readable HDF5, or the dataset is not there, ambiguous, or not vectors.
+    MissingExtraError
+        When its filter is not installed.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be opened as HDF5: {error}",
+            kind="store-format",
+            hint="It may be cut off, damaged, or open for writing in another process.",
+        ) from error
+    try:
+        name = choose_array(str(path), dataset, lambda: _datasets(file), what="dataset")
+        found = file.get(name)
+        if not isinstance(found, h5py.Dataset):
+            refuse_missing(str(path), name, _datasets(file), what="dataset")
+        store = _open_dataset(path, file, found)
+    except BaseException:
+        file.close()
+        raise
+    if store.mapped:
+        file.close()
+    return store
+
+
+def _open_dataset(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Store:
+    uri = f"{path}::{dataset.name}"
+    shape = check_shape(dataset.shape if dataset.shape is not None else (0,), uri)
+    check_dtype(dataset.dtype, uri)
+    tiles = _raw_tiles(path, dataset, shape)
+    if tiles is not None:
+        mapped = MappedStore(uri=uri, format="hdf5", shape=shape, dtype=dataset.dtype, tiles=tiles)
+        if _same_rows(mapped, dataset):
+            return mapped
+        mapped.close()
+    _need_filters(dataset, uri)
+    return Hdf5Store(file, dataset, uri=uri)
+
+
+def _raw_tiles(path: Path, dataset: h5py.Dataset, shape: tuple[int, int]) -> Tiles | None:
+    """Where the bytes lie, or ``None`` where they are not all raw in this file."""
+    n, d = shape
+    create = dataset.id.get_create_plist()
+    itemsize = dataset.dtype.itemsize
+    # Another size on disk: a type that the library converts, for example one with padding.
+    if (
+        dataset.is_virtual
+        or dataset.external
+        or create.get_nfilters()
+        or (dataset.id.get_type().get_size() != itemsize)
+    ):
+        return None
+    size = path.stat().st_size
+    if dataset.chunks is None:
+        offset = dataset.id.get_offset()
+        if offset is None or offset + n * d * itemsize > size:
+            return None
+        return one_tile(path, n, d, offset=offset, stride=d * itemsize)
+    rows, cols = dataset.chunks
+    offsets = np.full((-(-n // rows), -(-d // cols)), -1, np.int64)
+
+    def note(chunk: Any) -> None:
+        row, col = chunk.chunk_offset
+        offsets[row // rows, col // cols] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    if offsets.max() + rows * cols * itemsize > size:
+        return None
+    return Tiles(
+        rows=rows,
+        cols=cols,
+        stride=cols * itemsize,
+        files=(str(path),),
+        file=np.where(offsets < 0, -1, 0),
+        offset=offsets,
+        fill=float(dataset.fillvalue),
+    )
+
+
+def _same_rows(mapped: MappedStore, dataset: h5py.Dataset) -> bool:
+    """Whether some rows of the mapping, bit for bit, are what the library reads."""
+    for row in sorted({0, mapped.n // 3, 2 * mapped.n // 3, mapped.n - 1}):
+        expected = dataset[row : row + 1].astype(mapped.dtype)
+        if mapped.read(row, row + 1).tobytes() != expected.tobytes():
+            return False
+    return True
+
+
+def _need_filters(dataset: h5py.Dataset, uri: str) -> None:
+    """Make sure that every filter of the dataset is there, loading ``hdf5plugin`` where it is not."""
+    create = dataset.id.get_create_plist()
+    for i in range(create.get_nfilters()):
+        code, _, _, name = create.get_filter(i)
+        if h5py.h5z.filter_avail(code):
+            continue
+        filter_name = f"filter {code} ({name.decode(errors='replace').strip() or 'unnamed'})"
+        if importlib.util.find_spec("hdf5plugin") is None:
+            raise MissingExtraError(
+                f"{uri} was written with HDF5 {filter_name}, which is not installed",
+                hint="pip install 'ooc[hdf5plugin]'",
+            )
+        importlib.import_module("hdf5plugin")
+        if not h5py.h5z.filter_avail(code):
+            raise StoreError(
+                f"{uri} was written with HDF5 {filter_name}, which neither h5py nor hdf5plugin has",
+                kind="store-format",
+                hint="Put the filter's plugin where HDF5_PLUGIN_PATH points, or write the dataset again.",
+            )
+
+
+def _datasets(file: h5py.File) -> Arrays:
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def note(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[f"/{name}"] = (item.shape or (), item.dtype.name)
+
+    file.visititems(note)
+    return found

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from ooc.durable import remove_tree, translated
 from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.stores.cast import as_rows, cast_rows, writable_dtype
 from ooc.types import AnyArray, PathOrStr
@@ -28,6 +29,7 @@ __all__ = [
     "default_chunk_rows",
     "existing_parent",
     "lock_for_writing",
+    "remove_unlocked",
     "split_name",
 ]
 
@@ -261,6 +263,24 @@ def lock_for_writing(path: Path, *, shared: bool = False) -> int:
     except (ImportError, OSError):
         pass
     return fd
+
+
+def remove_unlocked(path: Path) -> None:
+    """Remove what an earlier writer left unfinished, file or directory; nothing there is fine.
+
+    Raises
+    ------
+    ConflictError
+        When that writer is still at work.
+    """
+    if not path.exists():
+        return
+    fd = lock_for_writing(path)
+    try:
+        with translated(path, "removing"):
+            remove_tree(path) if path.is_dir() else path.unlink()
+    finally:
+        os.close(fd)
 
 
 def create_store(

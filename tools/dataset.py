@@ -304,7 +304,7 @@ def _writer(path: Path) -> Iterator[Callable[[int, NDArray[Any]], None]]:
 
     def write(first: int, rows: NDArray[Any]) -> None:
         offset = begin + first * rows.strides[0]
-        rest = memoryview(rows).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
+        rest = rows.data.cast("B")
         at = offset
         while len(rest):
             done = os.pwrite(fd, rest, at)

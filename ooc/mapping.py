@@ -95,8 +95,12 @@ class MappedFile:
         breaks = np.flatnonzero(begin[1:] > end[:-1] + PAGE)
         firsts = begin[np.concatenate(([0], breaks + 1))]
         lasts = end[np.concatenate((breaks, [len(end) - 1]))]
+        advise = self._map.madvise
         for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            self.will_need(start, stop - start)
+            if stop - start <= ADVICE_BYTES:
+                advise(_WILLNEED, start, stop - start)
+            else:
+                self.will_need(start, stop - start)
 
     def drop(self, offset: int, length: int) -> None:
         """Let go of the pages that lie whole within the range: of this mapping and of the page cache.

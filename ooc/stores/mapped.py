@@ -8,6 +8,7 @@ has one file a tile. What the bytes mean and where they begin is for the format 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -194,7 +195,7 @@ class MappedStore(Store):
     def _map(self, file: int) -> MappedFile:
         if self._pool is None:
             raise StoreError(f"{self.uri} was closed", kind="store-closed", hint="Open it again.")
-        return self._pool.get(Path(self._tiles.files[file]))
+        return self._pool.get(_path(self._tiles.files[file]))
 
     def _width(self, col: int) -> int:
         """Bytes of a row in a tile of this column of tiles."""
@@ -237,10 +238,11 @@ class MappedStore(Store):
         if start == stop:
             return
         file, offset, length = -1, 0, 0
-        for j in range(tiles.file.shape[1]):
-            for i in range(start // tiles.rows, (stop - 1) // tiles.rows + 1):
-                begin = max(start - i * tiles.rows, 0)
-                end = min(stop - i * tiles.rows, tiles.rows)
+        # Across, then down: the order in which chunks are mostly written.
+        for i in range(start // tiles.rows, (stop - 1) // tiles.rows + 1):
+            begin = max(start - i * tiles.rows, 0)
+            end = min(stop - i * tiles.rows, tiles.rows)
+            for j in range(tiles.file.shape[1]):
                 here = int(tiles.offset[i, j]) + begin * tiles.stride
                 size = (end - begin) * tiles.stride
                 if file == tiles.file[i, j] and offset + length == here:
@@ -261,6 +263,12 @@ class MappedStore(Store):
         if self._swapped:
             rows.view(f"u{self.dtype.itemsize}").byteswap(inplace=True)
         return rows
+
+
+@functools.lru_cache(maxsize=1024)
+def _path(file: str) -> Path:
+    """A path whose making and hashing is paid once: it is looked up for every tile that is read."""
+    return Path(file)
 
 
 def _gather(data: BytesArray, offsets: IntArray, width: int) -> BytesArray:

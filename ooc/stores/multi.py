@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -14,14 +17,17 @@ from ooc.types import AnyArray, IntArray
 
 __all__ = ["MultiStore"]
 
+#: Parts that are not mapped and stay open.
+_OPEN_PARTS = 32
+
 
 class MultiStore(Store):
     """Stores of the same width and dtype, in the order given.
 
     Parameters
     ----------
-    parts : sequence of Store
-        At least one. They are the new store's from now on, which closes them.
+    parts : iterable of Store
+        At least one. They are the new store's from now on, which closes them, also when it raises.
     uri : str
         What opens the same parts again.
 
@@ -29,42 +35,42 @@ class MultiStore(Store):
     ------
     StoreError
         ``store-shape`` or ``store-dtype`` when the parts differ, naming the first two that do.
+
+    Notes
+    -----
+    However many parts there are, a bounded number of files is open: mapped parts share one pool, and of
+    the others those used last stay open while the rest are opened again when needed.
     """
 
-    def __init__(self, parts: Sequence[Store], *, uri: str) -> None:
-        first = parts[0]
-        for part in parts:
-            if part.d != first.d:
-                raise StoreError(
-                    f"the parts of a store differ in width: {_name(first)} has d = {first.d}, "
-                    f"{_name(part)} has d = {part.d}",
-                    kind="store-shape",
-                )
-            if part.dtype != first.dtype:
-                raise StoreError(
-                    f"the parts of a store differ in dtype: {_name(first)} holds {first.dtype.name}, "
-                    f"{_name(part)} holds {part.dtype.name}",
-                    kind="store-dtype",
-                    hint="Convert the parts to one dtype.",
-                )
-        self.uri, self.format = uri, first.format
-        self.d, self.dtype = first.d, first.dtype
-        self._parts = tuple(parts)
-        self._starts = np.cumsum([0, *(part.n for part in parts)], dtype=np.int64)
-        self.n = int(self._starts[-1])
-        self.mapped = all(part.mapped for part in parts)
-        self.chunk_starts = np.concatenate(
-            [
-                np.zeros(1, np.int64),
-                *(p.chunk_starts[1:] + s for p, s in zip(parts, self._starts[:-1], strict=True)),
-            ]
-        )
-        self.chunk_bytes = max(part.chunk_bytes for part in parts)
-        # One bound on open mappings for all parts together.
+    def __init__(self, parts: Iterable[Store], *, uri: str | None = None) -> None:
         self._pool = MapPool(random=True)
-        for part in parts:
-            if isinstance(part, MappedStore):
-                part.share(self._pool)
+        self._parts: list[Store | None] = []
+        self._recent: OrderedDict[int, Store] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+        uris: list[str] = []
+        counts, starts = [0], [np.zeros(1, np.int64)]
+        self.mapped, self.chunk_bytes, self.n = True, 0, 0
+        try:
+            for part in parts:
+                self._add(part)
+                if not uris:
+                    self.format, self.d, self.dtype = part.format, part.d, part.dtype
+                    first = part.uri
+                _check_alike(self, first, part)
+                uris.append(part.uri)
+                starts.append(part.chunk_starts[1:] + self.n)
+                self.n += part.n
+                counts.append(self.n)
+                self.mapped &= part.mapped
+                self.chunk_bytes = max(self.chunk_bytes, part.chunk_bytes)
+        except BaseException:
+            self.close()
+            raise
+        self._uris = uris
+        self.uri = uri if uri is not None else json.dumps(uris) if all(uris) else ""
+        self._starts = np.array(counts, np.int64)
+        self.chunk_starts = np.concatenate(starts)
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows ``start`` to ``stop``: as the part gives them where they lie in one, else a copy."""
@@ -91,7 +97,7 @@ class MultiStore(Store):
         bounds = np.searchsorted(rows[order], self._starts)
         for i in np.flatnonzero(np.diff(bounds)).tolist():
             at = order[bounds[i] : bounds[i + 1]]
-            out[at] = self._parts[i].take(rows[at] - self._starts[i])
+            out[at] = self._part(i).take(rows[at] - self._starts[i])
         return out
 
     def will_need(self, start: int, stop: int) -> None:
@@ -106,20 +112,66 @@ class MultiStore(Store):
 
     def close(self) -> None:
         """Close every part; may be called twice."""
-        for part in self._parts:
-            part.close()
+        self._closed = True
+        for part in (*self._parts, *self._recent.values()):
+            if part is not None:
+                part.close()
         self._pool.close()
+
+    def _add(self, part: Store) -> None:
+        """Keep a part: open where it is mapped or in memory, else among those used last."""
+        if isinstance(part, MappedStore):
+            part.share(self._pool)
+        if part.mapped or not part.uri:
+            self._parts.append(part)
+            return
+        self._recent[len(self._parts)] = part
+        self._parts.append(None)
+        if len(self._recent) > _OPEN_PARTS:
+            # Not closed: another thread may be reading from it. It goes with its last user.
+            self._recent.popitem(last=False)
+
+    def _part(self, i: int) -> Store:
+        part = self._parts[i]
+        if part is not None:
+            return part
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"{self.uri} was closed", kind="store-closed", hint="Open it again.")
+            part = self._recent.pop(i, None)
+            if part is None:
+                from ooc.stores.opener import open_store
+
+                part = open_store(self._uris[i])
+                if part.n != self._starts[i + 1] - self._starts[i]:
+                    raise StoreError(
+                        f"{part.uri} changed while it was read as part of {self.uri}", kind="store-changed"
+                    )
+            self._recent[i] = part
+            if len(self._recent) > _OPEN_PARTS:
+                self._recent.popitem(last=False)
+            return part
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Store, int, int]]:
         """The parts that hold rows ``start`` to ``stop``, each with its own span."""
         self._check_span(start, stop)
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for i in range(first, len(self._parts)):
-            offset = int(self._starts[i])
-            if offset >= stop:
-                return
-            yield self._parts[i], max(start - offset, 0), min(stop - offset, self._parts[i].n)
+        i = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            offset, end = self._starts[i : i + 2].tolist()
+            yield self._part(i), start - offset, min(stop, end) - offset
+            start, i = end, i + 1
 
 
-def _name(store: Store) -> str:
-    return store.uri or "an array in memory"
+def _check_alike(store: MultiStore, first: str, part: Store) -> None:
+    names = f"{first or 'an array in memory'} and {part.uri or 'an array in memory'}"
+    if part.d != store.d:
+        raise StoreError(
+            f"the parts of a store differ in width: {names} have d = {store.d} and {part.d}",
+            kind="store-shape",
+        )
+    if part.dtype != store.dtype:
+        raise StoreError(
+            f"the parts of a store differ in dtype: {names} hold {store.dtype.name} and {part.dtype.name}",
+            kind="store-dtype",
+            hint="Convert the parts to one dtype.",
+        )

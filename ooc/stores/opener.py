@@ -138,19 +138,9 @@ def _open_parts(parts: list[Any], *, uri: str | None = None) -> Store:
         raise ArgumentError(
             "vectors as nested Python lists are not a store", kind="store", hint="Give a numpy array."
         )
-    stores: list[Store] = []
-    try:
-        for part in parts:
-            stores.append(open_store(part))
-        if len(stores) == 1 and uri is None:
-            return stores[0]
-        if uri is None:
-            uri = json.dumps([s.uri for s in stores]) if all(s.uri for s in stores) else ""
-        return MultiStore(stores, uri=uri)
-    except BaseException:
-        for store in stores:
-            store.close()
-        raise
+    if len(parts) == 1 and uri is None:
+        return open_store(parts[0])
+    return MultiStore((open_store(part) for part in parts), uri=uri)
 
 
 def _open_object(spec: Any) -> Store:

@@ -1,0 +1,107 @@
+"""Options that several verbs share, and how they choose where progress goes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ooc.cli.progress import Display, display
+from ooc.events import Event
+
+__all__ = ["add_json", "add_plan_options", "add_progress", "plan_options", "print_json", "watching"]
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """``--quiet`` and ``--log-json``."""
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_true", help="show no progress; errors are shown still")
+    how.add_argument(
+        "--log-json",
+        action="store_true",
+        help="write events and errors to stderr as JSON lines, and nothing else there",
+    )
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """What decides an index and its build, under the names that the Python functions have."""
+    add = parser.add_argument
+    add(
+        "--memory",
+        metavar="SIZE",
+        default="1GiB",
+        help="budget of private memory of the whole process, as in 512MiB",
+    )
+    add(
+        "--metric",
+        choices=("l2", "ip", "cosine"),
+        default="l2",
+        help="l2: squared distances, ascending; ip and cosine: similarities, descending",
+    )
+    add(
+        "--factory",
+        metavar="CODE",
+        help="faiss factory string, as in HR,IVF4096,RaBitQ2 or SQ8; what is left out is planned "
+        "(default: chosen by rows and dimensions)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the sample, the rotation and k-means")
+    add("--shard-rows", type=int, metavar="N", help="rows of a shard (default: from the budget)")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads to use (default: the processors this process may use)",
+    )
+    add(
+        "--copy-vectors",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether the index keeps its own rows for exact re-ranking; auto: where the store cannot be mapped",
+    )
+    add(
+        "--on-bad",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at rows with NaN or infinity: stop, or leave them out",
+    )
+
+
+def plan_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of ``ooc.plan`` and ``ooc.build``."""
+    names = ("memory", "metric", "factory", "seed", "shard_rows", "threads", "copy_vectors", "on_bad")
+    return {name: getattr(args, name) for name in names}
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+@contextlib.contextmanager
+def watching(args: argparse.Namespace, title: str) -> Iterator[Display]:
+    """The observer that ``--quiet`` and ``--log-json`` ask for, or the display."""
+    if args.log_json:
+        from ooc.cli.jsonlog import JsonLog
+
+        yield JsonLog(sys.stderr)
+    elif args.quiet:
+        yield _Quiet()
+    else:
+        with display(sys.stderr, title=title) as shown:
+            yield shown
+
+
+class _Quiet:
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def stopping(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)

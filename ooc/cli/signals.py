@@ -1,0 +1,70 @@
+"""Ctrl-C: the first asks the work to stop at a safe point, the second ends the process at once.
+
+Python runs its signal handlers between two steps of the main thread, which a long call into faiss
+delays by minutes. So the signal's number is taken from a pipe by a thread of its own
+(``signal.set_wakeup_fd``), and both presses are answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+__all__ = ["STOPPING", "stop_on_signals"]
+
+STOPPING = "stopping at a safe point, press again to stop at once"
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+@contextlib.contextmanager
+def stop_on_signals(announce: Callable[[str], None]) -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one exits with status 130.
+
+    ``announce`` is called with a line for the user, in another thread. The handlers that were there
+    before are put back when the block ends. In a thread that is not the main one no handler can be
+    set, and the event stays as it is.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        while data := os.read(reading, 16):
+            for number in data:
+                if number not in _SIGNALS:
+                    continue
+                if stop.is_set():
+                    _leave()
+                stop.set()
+                announce(STOPPING)
+
+    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, name="ooc-signals", daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
+
+
+def _leave() -> None:
+    """Exit now: what is durable stays, and the terminal gets its cursor back."""
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            os.write(2, _SHOW_CURSOR)
+    os._exit(130)

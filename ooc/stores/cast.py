@@ -19,7 +19,9 @@ __all__ = ["WRITABLE", "as_rows", "cast_rows", "writable_dtype"]
 WRITABLE = ("float32", "float16", "float64", "int8", "uint8")
 
 
-def writable_dtype(dtype: Any, *, allowed: tuple[str, ...] = WRITABLE, what: str = "a store") -> np.dtype[Any]:
+def writable_dtype(
+    dtype: Any, *, allowed: tuple[str, ...] = WRITABLE, what: str = "a store"
+) -> np.dtype[Any]:
     """The dtype, native and checked.
 
     Raises
@@ -37,7 +39,8 @@ def writable_dtype(dtype: Any, *, allowed: tuple[str, ...] = WRITABLE, what: str
             kind="dtype",
             hint=f"It may hold {', '.join(allowed)}.",
         )
-    return np.dtype(name)
+    found: np.dtype[Any] = np.dtype(name)
+    return found
 
 
 def as_rows(rows: Any, d: int) -> AnyArray:

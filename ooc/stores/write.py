@@ -256,9 +256,9 @@ def lock_for_writing(path: Path, *, shared: bool = False) -> int:
     except BlockingIOError:
         os.close(fd)
         raise ConflictError(
-            f"{path} is in use by another process",
+            f"{path} is in use",
             kind="store-busy",
-            hint="Wait until it is done: one writer at a time.",
+            hint="Wait until its reader or writer is done: one writer at a time.",
         ) from None
     except (ImportError, OSError):
         pass

@@ -168,7 +168,7 @@ def _appendable(path: Path, dataset: str | None, d: int, dtype: np.dtype[Any]) -
                 raise ConflictError(
                     f"{path}::/{name} was not made to be appended to: a killed writer could damage it",
                     kind="store-differs",
-                    hint="Copy it with `ooc convert` to NAME.zarr, or to NAME.h5 with chunk_rows, and append there.",
+                    hint="Copy it with `ooc convert` to NAME.zarr and append there.",
                 )
             return name
     except OSError as error:
@@ -252,7 +252,7 @@ def _lookup3(data: bytes) -> int:
     c = ((c ^ b) - rot(b, 16)) & mask
     a = ((a ^ c) - rot(c, 4)) & mask
     b = ((b ^ a) - rot(a, 14)) & mask
-    return ((c ^ b) - rot(b, 24)) & mask
+    return int((c ^ b) - rot(b, 24)) & mask
 
 
 def _sync(path: Path) -> None:

@@ -77,8 +77,8 @@ class RawLayout:
             pairs = np.empty(len(rows), np.dtype([("d", "<i4"), ("x", self.dtype, (self.d,))]))
             pairs["d"] = self.d
             pairs["x"] = rows
-            return memoryview(pairs.view(np.uint8))
-        return memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+            return pairs.view(np.uint8).data
+        return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
 def raw_layout(suffix: str, *, n: int, d: int, dtype: np.dtype[Any]) -> RawLayout:

@@ -7,6 +7,7 @@ does not know yet, which are written over later.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ooc.durable import DurableFile, make_directory, translated
+from ooc.durable import DurableFile, make_directory, partial_name, translated
 from ooc.errors import ArgumentError, ConflictError
 from ooc.stores.write import ChunkedWriter, lock_for_writing
 from ooc.types import AnyArray
@@ -61,9 +62,11 @@ class ZarrWriter(ChunkedWriter):
                 kind="store-exists",
                 hint="Name another destination, or append to it with append=True.",
             )
-        if not exists and home.exists() and (not home.is_dir() or any(home.iterdir())):
+        if not exists and home.exists() and not _is_free(home):
             raise ConflictError(
-                f"{home} exists and is not a Zarr array", kind="store-exists", hint="Name another destination."
+                f"{home} exists and is not a Zarr array",
+                kind="store-exists",
+                hint="Name another destination.",
             )
         make_directory(path)
         self._lock = lock_for_writing(path)
@@ -80,7 +83,7 @@ class ZarrWriter(ChunkedWriter):
         n = int(self._array.shape[0])
         super().__init__(f"{path}::/{dataset}" if dataset else str(path), d=d, dtype=dtype, unit=unit, n=n)
         if n % unit:
-            disk = zarr.open_array(path, path=self._name or None, mode="r")
+            disk = zarr.open_array(path, path=self._name, mode="r")
             self._keep(np.asarray(disk[n - n % unit : n]))
 
     def _load_parents(self) -> None:
@@ -116,7 +119,7 @@ class ZarrWriter(ChunkedWriter):
                 self._stage(f"{self._name}/{name}".lstrip("/"), (home / name).read_bytes())
         try:
             array = zarr.open_array(
-                self._store, path=self._name or None, mode="r+", config={"write_empty_chunks": True}
+                self._store, path=self._name, mode="r+", config={"write_empty_chunks": True}
             )
         except Exception as error:  # zarr raises many kinds for a group or damaged metadata
             raise ConflictError(
@@ -188,6 +191,11 @@ class ZarrWriter(ChunkedWriter):
             self._lock = -1
 
 
+def _is_free(home: Path) -> bool:
+    """Whether a directory holds nothing but what a killed writer left of its first file."""
+    return home.is_dir() and all(p == partial_name(home / p.name[1:-8]) for p in home.iterdir())
+
+
 def _check_settings(compression: str, chunk_rows: int, shard_rows: int | None, zarr_format: int) -> None:
     if compression not in ZARR_COMPRESSIONS:
         raise ArgumentError(
@@ -209,17 +217,12 @@ def _compressors(compression: str, itemsize: int, zarr_format: Literal[2, 3]) ->
     if compression == "none":
         return None
     if zarr_format == 2:
-        import numcodecs
-
-        return {
-            "zstd": lambda: numcodecs.Zstd(),
-            "gzip": lambda: numcodecs.GZip(),
-            "lz4": lambda: numcodecs.Blosc(cname="lz4"),
-        }[compression]()
-    from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
-
-    return {
-        "zstd": lambda: ZstdCodec(),
-        "gzip": lambda: GzipCodec(),
-        "lz4": lambda: BloscCodec(cname="lz4", typesize=itemsize),
-    }[compression]()
+        # Untyped, as are the codecs' constructors in zarr.
+        numcodecs: Any = importlib.import_module("numcodecs")
+        if compression == "lz4":
+            return numcodecs.Blosc(cname="lz4")
+        return numcodecs.Zstd() if compression == "zstd" else numcodecs.GZip()
+    codecs: Any = importlib.import_module("zarr.codecs")
+    if compression == "lz4":
+        return codecs.BloscCodec(cname="lz4", typesize=itemsize)
+    return codecs.ZstdCodec() if compression == "zstd" else codecs.GzipCodec()

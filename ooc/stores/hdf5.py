@@ -96,7 +96,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Store:
         When its filter is not installed.
     """
     try:
-        file = h5py.File(path, "r")
+        file = _open_file(path)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be opened as HDF5: {error}",
@@ -115,6 +115,19 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Store:
     if store.mapped:
         file.close()
     return store
+
+
+def _open_file(path: Path) -> h5py.File:
+    """The file, also where a writer that appends to it lives or was killed."""
+    try:
+        return h5py.File(path, "r")
+    except OSError:
+        try:
+            # In single-writer-multiple-reader mode what is in the file is whole at any instant.
+            return h5py.File(path, "r", libver="latest", swmr=True)
+        except OSError:
+            pass
+        raise
 
 
 def _open_dataset(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Store:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ooc.errors import DataError, StoreError
+from ooc.errors import DataError, ResourceError, StoreError
 from ooc.stores.base import Store, check_shape
 from ooc.stores.chunked import ChunkedStore
 from ooc.types import AnyArray
@@ -68,7 +68,7 @@ class _ColumnStore(ChunkedStore):
             with self._guard:
                 arrays = self._load(self._indices[index])
         except (pa.ArrowException, OSError) as error:
-            raise StoreError(
+            raise ResourceError(
                 f"rows {row} to {self.chunk_starts[index + 1] - 1} of {self.uri} cannot be read: {error}",
                 kind="store-unreadable",
                 hint="The file is damaged, or changed since it was opened: write it again.",

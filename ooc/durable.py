@@ -30,6 +30,7 @@ from ooc.types import AnyArray
 __all__ = [
     "CHECK_BYTES",
     "DurableFile",
+    "RowsFile",
     "block_checksums",
     "make_directory",
     "partial_name",
@@ -276,3 +277,52 @@ def block_checksums(path: Path) -> list[str]:
                 digests.append(digest.hexdigest())
             if left:
                 return digests
+
+
+class RowsFile:
+    """A file of known size written in place, any part at any time, made durable by ``flush``.
+
+    For data that is written on the way to something else and recorded by it: what was flushed
+    before a record was written is there whenever the record is. Opening it again goes on with what
+    is there. Safe from several threads.
+
+    Parameters
+    ----------
+    path : Path
+        The file; ``size`` bytes after ``header``.
+    header : bytes
+        What it begins with.
+    """
+
+    def __init__(self, path: Path, header: bytes, size: int) -> None:
+        self.path = path
+        self._begin = len(header)
+        with translated(path, "creating"):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                _preallocate(self._fd, self._begin + size)
+                os.pwrite(self._fd, header, 0)
+            except OSError:
+                self.close()
+                raise
+
+    def write(self, offset: int, data: AnyArray) -> None:
+        """Write a C-contiguous array ``offset`` bytes after the header."""
+        rest = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
+        at = self._begin + offset
+        with translated(self.path, "writing"):
+            while len(rest):
+                wrote = os.pwrite(self._fd, rest, at)
+                at, rest = at + wrote, rest[wrote:]
+
+    def flush(self) -> None:
+        """Make all that was written durable."""
+        with translated(self.path, "writing"):
+            os.fsync(self._fd)
+            drop_cached(self._fd)
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,58 @@
+"""Rows on their way in: to float32, checked, and normalised where the metric is cosine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ooc.stores.base import as_float32
+from ooc.types import AnyArray, FloatArray, IntArray, Metric
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Rows ready to be assigned and encoded.
+
+    Attributes
+    ----------
+    x : (m, d) float32
+        The rows; with ``cosine``, of unit length (zero rows stay zero). Bad rows are set to zero.
+    bad : (b,) int64
+        Places of rows that hold NaN or infinity.
+    zeros : int
+        How many rows are zero, where the metric is cosine.
+    """
+
+    x: FloatArray
+    bad: IntArray
+    zeros: int
+
+
+def prepare(rows: AnyArray, metric: Metric) -> Prepared:
+    """Rows ``(m, d)`` of any store dtype as the build uses them. ``rows`` is not changed."""
+    x = as_float32(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", x, x)
+    # A sum of squares is finite only where every value is: one pass finds the suspects, and only
+    # those are looked at value by value (large finite values overflow the sum as well).
+    suspects = np.flatnonzero(~np.isfinite(squares))
+    bad = suspects[:0]
+    if len(suspects):
+        bad = suspects[~np.isfinite(x[suspects]).all(axis=1)]
+        if x is rows or np.shares_memory(x, rows):
+            x = x.copy()
+        x[bad] = 0
+        squares[bad] = 0
+    if metric != "cosine":
+        return Prepared(x=x, bad=bad, zeros=0)
+    norms = np.sqrt(squares)
+    # Squares under- and overflow where the values do not: those few rows are measured in float64.
+    odd = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-15))
+    if len(odd):
+        norms[odd] = np.linalg.norm(x[odd].astype(np.float64), axis=1)
+    zero = norms == 0
+    norms[zero] = 1
+    return Prepared(x=x / norms[:, None], bad=bad, zeros=int(zero.sum()) - len(bad))

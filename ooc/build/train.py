@@ -1,0 +1,131 @@
+"""The template: transforms, centroids and code, trained on the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ooc.build.assign import Assigner
+from ooc.build.kmeans import GROUP_BYTES, rows_looked_at, two_level_kmeans
+from ooc.build.plan import Plan
+from ooc.build.sample import draw, npy_header
+from ooc.build.workers import workers
+from ooc.durable import DurableFile, make_directory, read_json, write_json
+from ooc.engine import Codec
+from ooc.index.layout import Layout
+from ooc.stores import Store, open_store
+from ooc.types import FloatArray, IntArray
+
+__all__ = ["Template", "load_template", "train", "training_rows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """What training gives: where a row belongs and what its code is.
+
+    Rows are assigned before the transforms where these keep all distances (rotations), and after
+    them where they do not (PCA and OPQ to fewer dimensions).
+    """
+
+    codec: Codec
+    assigner: Assigner
+
+    def place(self, x: FloatArray) -> tuple[IntArray, FloatArray]:
+        """List numbers ``(m,)`` and transformed rows ``(m, d_code)`` of prepared rows ``(m, d)``."""
+        y = self.codec.transform(x)
+        return self.assigner.assign(x if self.codec.isometric else y), y
+
+
+class _Sample:
+    """The sample as k-means reads it: in the space rows are assigned in."""
+
+    def __init__(self, store: Store, codec: Codec) -> None:
+        self._store = store
+        self._transform = None if codec.isometric else codec.transform
+        self.n = store.n
+        self.d = store.d if codec.isometric else codec.d_code
+
+    def take(self, rows: IntArray) -> FloatArray:
+        x = self._store.take(rows)
+        return x if self._transform is None else self._transform(x)
+
+    def iterate(self, rows: int) -> Iterator[FloatArray]:
+        for block in self._store.blocks(rows):
+            yield block.rows if self._transform is None else self._transform(block.rows)
+
+
+def training_rows(plan: Plan) -> int:
+    """How many rows ``train`` counts in all."""
+    return rows_looked_at(plan.sample_rows, plan.nlist)
+
+
+def train(
+    sample: Path, plan: Plan, layout: Layout, *, progress: Callable[[int], None], check: Callable[[], None]
+) -> dict[str, Any]:
+    """Train the template on the sample file and write it, its record last; the record.
+
+    Parameters
+    ----------
+    sample : Path
+        What ``ooc.build.sample.sample`` wrote.
+    plan : Plan
+        Metric, code, lists, seed; the same give the same bytes at any number of threads.
+    layout : Layout
+        The index directory.
+    progress : callable
+        Is told the rows looked at so far, of ``training_rows(plan)``.
+    check : callable
+        Called between blocks; raises to stop.
+    """
+    with open_store(sample) as store, workers(plan.threads) as pool:
+        # A few rows are enough for what precedes the lists and for the code.
+        most = min(store.n, 65_536, max(GROUP_BYTES // (4 * plan.d), 256 * 39))
+        some = draw(store.n, most, plan.seed)
+        codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
+        codec.train_transforms(store.take(some))
+        check()
+
+        def told(rows: int) -> None:
+            progress(rows)
+            check()
+
+        rows = _Sample(store, codec)
+        centroids = two_level_kmeans(
+            rows, plan.nlist, plan.metric, plan.seed, pool, progress=told, threads=plan.threads
+        )
+        codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
+        check()
+        codec.train_code(codec.transform(store.take(some)))
+    make_directory(layout.template)
+    checksums = {layout.template_file.name: codec.save(layout.template_file)}
+    with DurableFile(layout.centroids_file) as file:
+        file.write(npy_header((plan.nlist, rows.d), np.dtype(np.float32)))
+        file.write(centroids)
+        checksums[layout.centroids_file.name] = file.checksums()
+    record = {
+        "plan": plan.digest,
+        "factory": plan.factory,
+        "metric": plan.metric,
+        "nlist": plan.nlist,
+        "seed": plan.seed,
+        "sample_rows": rows.n,
+        "checksums": checksums,
+    }
+    write_json(layout.train_record, record)
+    return record
+
+
+def load_template(layout: Layout, plan: Plan) -> Template | None:
+    """The template that ``train`` wrote for this plan; None where it did not come to its record."""
+    if not layout.train_record.exists():
+        return None
+    record = read_json(layout.train_record, what="the template's record")
+    if record.get("plan") != plan.digest:
+        return None
+    codec = Codec.load(layout.template_file)
+    centroids = np.load(layout.centroids_file, allow_pickle=False)
+    return Template(codec=codec, assigner=Assigner(centroids, plan.metric))

@@ -1,0 +1,210 @@
+"""Where everything lies in an index directory, and the small records that say what it is.
+
+    my.ooc/
+      ooc.json                 what this directory is: format version, dimensions, metric
+      CURRENT                  the number of the live generation; replaced atomically
+      lock                     one publisher at a time
+      template/                template.faiss  centroids.npy  train.json
+      segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  blocks.xxh3  segment.json
+      generations/<n>.json     segments, store, plan
+      generations/<n>.report.json   times and figures of the build that made it
+      build/<digest>/          the build in the making; gone once it is published
+
+All names inside are relative: the directory can be moved, copied, and mounted read-only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ooc.durable import make_directory, read_json, write_bytes, write_json
+from ooc.engine import LISTS_NAME
+from ooc.errors import ConflictError, IndexDirError
+from ooc.types import METRICS, Metric, PathOrStr
+
+__all__ = ["FORMAT_VERSION", "Header", "Layout"]
+
+#: Raised when a reader of the version before could give wrong answers.
+FORMAT_VERSION = 1
+
+#: What this version can read; a directory that asks for another is refused, not misread.
+_KNOWN_FEATURES: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What ``ooc.json`` says."""
+
+    d: int
+    metric: Metric
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of an index directory."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, path: PathOrStr) -> Layout:
+        """The layout below ``path``, which need not exist."""
+        return cls(Path(path).expanduser().absolute())
+
+    @property
+    def header(self) -> Path:
+        return self.root / "ooc.json"
+
+    @property
+    def current(self) -> Path:
+        return self.root / "CURRENT"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def template(self) -> Path:
+        return self.root / "template"
+
+    @property
+    def template_file(self) -> Path:
+        return self.template / "template.faiss"
+
+    @property
+    def centroids_file(self) -> Path:
+        return self.template / "centroids.npy"
+
+    @property
+    def train_record(self) -> Path:
+        return self.template / "train.json"
+
+    def segment(self, name: str) -> SegmentLayout:
+        return SegmentLayout(self.root / "segments" / name)
+
+    def generation(self, number: int) -> Path:
+        return self.root / "generations" / f"{number}.json"
+
+    def report(self, number: int) -> Path:
+        return self.root / "generations" / f"{number}.report.json"
+
+    @property
+    def builds(self) -> Path:
+        return self.root / "build"
+
+    def build(self, digest: str) -> Path:
+        return self.builds / digest
+
+    def is_index(self) -> bool:
+        """Whether the directory is one of ours, finished or not."""
+        return self.header.is_file()
+
+    def claim(self, header: Header) -> None:
+        """Make the directory one of ours, or see that it is one already for such vectors.
+
+        Raises
+        ------
+        ConflictError
+            When something else is there; it is left as it is.
+        """
+        if self.is_index():
+            found = self.read_header()
+            if (found.d, found.metric) != (header.d, header.metric):
+                raise ConflictError(
+                    f"{self.root} is an index of {found.d}-d vectors with metric {found.metric}, "
+                    f"not of {header.d}-d vectors with metric {header.metric}",
+                    kind="index-exists",
+                    hint="Name another directory, or remove this one first.",
+                )
+            return
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise ConflictError(
+                f"{self.root} exists and is not an index of ours",
+                kind="destination-exists",
+                hint="Name a directory that does not exist or is empty.",
+            )
+        make_directory(self.root)
+        record = {"format": "ooc", "format_version": FORMAT_VERSION, "features": []}
+        write_json(self.header, {**record, "d": header.d, "metric": header.metric})
+
+    def read_header(self) -> Header:
+        """What ``ooc.json`` says.
+
+        Raises
+        ------
+        IndexDirError
+            When the directory is missing, something else, of a newer format, or damaged.
+        """
+        if not self.root.exists():
+            raise IndexDirError(f"there is no index at {self.root}", kind="index-missing")
+        if not self.header.is_file():
+            raise IndexDirError(
+                f"{self.root} is not an index directory: it has no ooc.json",
+                kind="index-foreign",
+                hint="Name the directory that `ooc build` made.",
+            )
+        record = read_json(self.header, what="the index's header")
+        if record.get("format") != "ooc":
+            raise IndexDirError(f"{self.header} is not a header of ours", kind="index-foreign")
+        number = record.get("format_version")
+        features = record.get("features")
+        unknown = sorted(set(features) - _KNOWN_FEATURES) if isinstance(features, list) else []
+        if not isinstance(number, int) or number > FORMAT_VERSION or unknown:
+            what = f"features {', '.join(map(str, unknown))}" if unknown else f"format {number!r}"
+            raise IndexDirError(
+                f"{self.root} was written in {what}; this version reads format {FORMAT_VERSION}",
+                kind="index-newer",
+                hint="Install a newer ooc.",
+            )
+        d, metric = record.get("d"), record.get("metric")
+        if not isinstance(d, int) or d < 1 or metric not in METRICS:
+            raise IndexDirError(f"{self.header} is damaged: d {d!r}, metric {metric!r}", kind="index-damaged")
+        return Header(d=d, metric=metric, format_version=number)
+
+    def live(self) -> int | None:
+        """The live generation's number; None before the first was published."""
+        try:
+            text = self.current.read_text().strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise IndexDirError(f"{self.current} cannot be read: {error}", kind="index-damaged") from error
+        if not text.isascii() or not text.isdigit():
+            raise IndexDirError(f"{self.current} is damaged: it holds {text[:20]!r}", kind="index-damaged")
+        return int(text)
+
+    def publish(self, number: int, record: dict[str, Any], report: dict[str, Any]) -> None:
+        """Make a generation durable and then the live one."""
+        make_directory(self.generation(number).parent)
+        write_json(self.report(number), report)
+        write_json(self.generation(number), record)
+        write_bytes(self.current, f"{number}\n".encode())
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentLayout:
+    """The paths of a segment, published or in the making."""
+
+    root: Path
+
+    @property
+    def header(self) -> Path:
+        return self.root / "index.faiss"
+
+    @property
+    def lists(self) -> Path:
+        return self.root / LISTS_NAME
+
+    @property
+    def vectors(self) -> Path:
+        return self.root / "vectors.npy"
+
+    @property
+    def checksums(self) -> Path:
+        return self.root / "blocks.xxh3"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "segment.json"

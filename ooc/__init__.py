@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 # The package `ooc.build` is imported before the function of the same name is bound, so that a later
 # import of one of its modules does not put the package in the function's place.
 import ooc.build as _build_package  # noqa: F401
+from ooc.api import build
 from ooc.errors import (
     ArgumentError,
     ConflictError,
@@ -31,7 +32,10 @@ from ooc.errors import (
 )
 
 if TYPE_CHECKING:
-    from ooc.stores import create_store, open_store
+    from ooc.build.plan import Plan, plan
+    from ooc.search.searcher import Index, open_index
+    from ooc.stores import Store, create_store, open_store
+    from ooc.stores.convert import convert
 
 __version__ = "0.1.0"
 
@@ -39,21 +43,37 @@ __all__ = [
     "ArgumentError",
     "ConflictError",
     "DataError",
+    "Index",
     "IndexDirError",
     "MissingExtraError",
     "OocError",
+    "Plan",
     "PlanError",
     "ResourceError",
     "Stopped",
+    "Store",
     "StoreError",
     "__version__",
+    "build",
+    "convert",
     "create_store",
+    "open_index",
     "open_store",
+    "plan",
 ]
 
 #: Where the rest of the public names live: imported when first asked for, so that `import ooc` is
 #: quick and a reader of an index pays for nothing it does not use.
-_LAZY = {"create_store": "ooc.stores", "open_store": "ooc.stores"}
+_LAZY = {
+    "Index": "ooc.search.searcher",
+    "Plan": "ooc.build.plan",
+    "Store": "ooc.stores",
+    "convert": "ooc.stores.convert",
+    "create_store": "ooc.stores",
+    "open_index": "ooc.search.searcher",
+    "open_store": "ooc.stores",
+    "plan": "ooc.build.plan",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ooc.stores.base import Store
 
-__all__ = ["METRICS", "AnyArray", "BytesArray", "FloatArray", "IntArray", "Metric", "PathOrStr", "StoreLike"]
+__all__ = [
+    "METRICS",
+    "AnyArray",
+    "BytesArray",
+    "CopyVectors",
+    "FloatArray",
+    "IntArray",
+    "Metric",
+    "OnBad",
+    "PathOrStr",
+    "StoreLike",
+]
 
 AnyArray: TypeAlias = NDArray[Any]
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -27,3 +38,9 @@ StoreLike: TypeAlias = "PathOrStr | AnyArray | Store | Sequence[PathOrStr]"
 #: ``l2``: squared distances, ascending. ``ip`` and ``cosine``: similarities, descending.
 Metric = Literal["l2", "ip", "cosine"]
 METRICS: tuple[Metric, ...] = ("l2", "ip", "cosine")
+
+#: Whether an index keeps its own rows for re-ranking; ``auto``: where the store cannot be mapped.
+CopyVectors = Literal["auto", "always", "never"]
+
+#: At rows with NaN or infinity: stop with an error, or leave them out.
+OnBad = Literal["stop", "skip"]

@@ -7,7 +7,19 @@ import re
 
 from ooc.errors import ArgumentError
 
-__all__ = ["GIB", "KIB", "MIB", "format_bytes", "format_count", "format_seconds", "parse_bytes"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "GIB",
+    "KIB",
+    "MIB",
+    "format_bytes",
+    "format_count",
+    "format_seconds",
+    "parse_bytes",
+]
+
+#: The budget where none is named.
+DEFAULT_MEMORY = "1GiB"
 
 KIB = 1024
 MIB = 1024**2

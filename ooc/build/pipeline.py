@@ -21,7 +21,7 @@ import numpy as np
 from ooc import engine
 from ooc.build.fill import Shard, fill, segment_in_making, shards_done
 from ooc.build.merge import merge
-from ooc.build.plan import DEFAULT_MEMORY, CopyVectors, OnBad, Options, Plan, check_disk, plan_store
+from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.sample import sample
 from ooc.build.status import StatusWriter
 from ooc.build.train import Template, load_template, train, training_rows
@@ -42,7 +42,8 @@ from ooc.index.layout import Header, Layout, SegmentLayout
 from ooc.index.lock import publisher
 from ooc.mapping import private_bytes
 from ooc.stores import Store, open_store
-from ooc.types import Metric, PathOrStr, StoreLike
+from ooc.types import CopyVectors, Metric, OnBad, PathOrStr, StoreLike
+from ooc.units import DEFAULT_MEMORY
 
 __all__ = ["build"]
 
@@ -65,37 +66,7 @@ def build(
     observer: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Build an index of a store. Run again after any interruption, it goes on from the last shard.
-
-    Parameters
-    ----------
-    store, memory, metric, factory, seed, shard_rows, threads, copy_vectors, on_bad
-        As for ``ooc.plan``. A build may go on under another budget or number of threads; the index
-        is the same.
-    index : path
-        The directory to make; it must not exist, be empty, or hold this same build.
-    observer : callable, optional
-        Is told events (``ooc.events``); runs in the calling thread.
-    stop : threading.Event, optional
-        When set, the build ends at a safe point.
-
-    Returns
-    -------
-    dict
-        JSON-ready figures: ``index``, ``generation``, ``rows`` (indexed), ``skipped_rows``,
-        ``zero_rows``, ``bytes`` (of the index), ``seconds``, ``stages`` (each with ``seconds``), and
-        ``already_built``: True where there was nothing left to do.
-
-    Raises
-    ------
-    StoreError, DataError, PlanError, ResourceError, ArgumentError
-        See ``ooc.plan``; what was built before stays.
-    ConflictError
-        The directory holds something else, another process is writing it, or the store is not the
-        one the build began with.
-    Stopped
-        ``stop`` was set. The same call goes on.
-    """
+    """Build an index of a store; see ``ooc.build``, which adds the live display to it."""
     options = Options(
         memory=memory,
         metric=metric,

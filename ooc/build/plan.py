@@ -15,21 +15,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from ooc import engine
 from ooc.build.factory import Factory, parse_factory
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.stores import Store, open_store
-from ooc.types import METRICS, Metric, PathOrStr, StoreLike
-from ooc.units import MIB, format_bytes, parse_bytes
+from ooc.types import METRICS, CopyVectors, Metric, OnBad, PathOrStr, StoreLike
+from ooc.units import DEFAULT_MEMORY, MIB, format_bytes, parse_bytes
 
 __all__ = [
     "BLOCK_ROWS",
     "COPY_BYTES",
-    "DEFAULT_MEMORY",
-    "CopyVectors",
-    "OnBad",
     "Options",
     "Plan",
     "check_disk",
@@ -40,11 +37,6 @@ __all__ = [
 #: Rows that are assigned and encoded together. Fixed: the last bits of a matrix product change with
 #: its shape, and the same rows must give the same bytes under every budget.
 BLOCK_ROWS = 1024
-
-DEFAULT_MEMORY = "1GiB"
-
-CopyVectors = Literal["auto", "always", "never"]
-OnBad = Literal["stop", "skip"]
 
 #: Private memory of the interpreter with numpy, faiss, zarr, h5py and the display loaded.
 _BASE_BYTES = 120 * MIB

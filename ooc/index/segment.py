@@ -1,0 +1,120 @@
+"""A published segment, opened for reading: lists scanned through faiss, ids and copied rows mapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ooc.durable import read_json
+from ooc.engine import DiskLists
+from ooc.errors import IndexDirError
+from ooc.index.layout import SegmentLayout
+from ooc.index.lists import ID_BYTES
+from ooc.mapping import MappedFile
+from ooc.stores import Store, open_store
+from ooc.types import FloatArray, IntArray
+
+__all__ = ["Segment"]
+
+
+class Segment:
+    """One set of lists. Opening reads the header and maps the rest.
+
+    Safe from several threads, until it is closed.
+    """
+
+    def __init__(self, layout: SegmentLayout) -> None:
+        self.layout = layout
+        self.record: dict[str, Any] = read_json(layout.record, what="the segment's record")
+        self._check_sizes()
+        self._lists = DiskLists(layout.header, layout.lists)
+        # A mapping of its own for advice and ids; the kernel shares the pages with faiss's.
+        self._file = MappedFile(layout.lists, random=True) if self._lists.rows else None
+        self.rows = self._lists.rows
+        if self.rows != self.record.get("rows"):
+            raise IndexDirError(
+                f"{layout.header} has {self.rows} rows and its record {self.record.get('rows')!r}",
+                kind="index-damaged",
+            )
+        self.nlist, self.code_size = self._lists.nlist, self._lists.code_size
+        self.sizes = self._lists.sizes
+
+    def _check_sizes(self) -> None:
+        expected = self.record.get("bytes")
+        if not isinstance(expected, dict):
+            raise IndexDirError(f"{self.layout.record} is damaged", kind="index-damaged")
+        for name, size in expected.items():
+            if name not in ("index.faiss", "lists.ivfdata", "vectors.npy", "blocks.xxh3"):
+                raise IndexDirError(f"{self.layout.record} names a file {name!r}", kind="index-damaged")
+            path = self.layout.root / name
+            try:
+                found = path.stat().st_size
+            except FileNotFoundError:
+                raise IndexDirError(
+                    f"{path} is missing",
+                    kind="index-damaged",
+                    hint="Copy the whole directory, or build again.",
+                ) from None
+            if found != size:
+                raise IndexDirError(
+                    f"{path} has {found} bytes and its record says {size}",
+                    kind="index-damaged",
+                    hint="It was cut short or changed: copy the directory anew, or build again.",
+                )
+
+    def open_vectors(self) -> Store | None:
+        """The rows that the index keeps itself, by row number; None where it keeps none."""
+        return open_store(self.layout.vectors) if "vectors.npy" in self.record["bytes"] else None
+
+    def transform(self, x: FloatArray) -> FloatArray:
+        """Queries ``(nq, d)`` as the code sees them."""
+        return self._lists.transform(x)
+
+    def coarse(self, y: FloatArray, nprobe: int) -> tuple[FloatArray, IntArray]:
+        """The ``nprobe`` nearest lists of transformed queries: distances and numbers, ``(nq, nprobe)``."""
+        return self._lists.coarse(y, nprobe)
+
+    def will_need(self, list_nos: IntArray) -> None:
+        """Start reading lists, in the order of the file, neighbours together."""
+        if self._file is None:
+            return
+        numbers = np.unique(list_nos[list_nos >= 0])
+        begins = self._lists.offsets[numbers]
+        ends = begins + self._lists.list_bytes(numbers)
+        breaks = np.flatnonzero(begins[1:] > ends[:-1])
+        firsts = begins[np.concatenate(([0], breaks + 1))] if len(numbers) else begins
+        lasts = ends[np.concatenate((breaks, [len(ends) - 1]))] if len(numbers) else ends
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            self._file.will_need(first, last - first)
+
+    def scan(
+        self, y: FloatArray, list_nos: IntArray, coarse: FloatArray, k: int
+    ) -> tuple[FloatArray, IntArray]:
+        """The ``k`` best rows by code in the given lists: ``(nq, k)``; ids -1 where there are fewer."""
+        return self._lists.scan(y, list_nos, coarse, k)
+
+    def range_scan(
+        self, y: FloatArray, list_nos: IntArray, coarse: FloatArray, radius: float
+    ) -> tuple[IntArray, FloatArray, IntArray]:
+        """All rows within ``radius`` by code in the given lists: ``lims, D, I``."""
+        return self._lists.range_scan(y, list_nos, coarse, radius)
+
+    def ids(self, list_nos: IntArray) -> IntArray:
+        """The ids in the given lists (numbers below 0 are passed over), one list after the other."""
+        numbers = list_nos[list_nos >= 0]
+        if self._file is None or not len(numbers):
+            return np.empty(0, np.int64)
+        offsets, counts = self._lists.ids_at(numbers)
+        data = self._file.bytes
+        parts = [
+            data[at : at + count * ID_BYTES]
+            for at, count in zip(offsets.tolist(), counts.tolist(), strict=True)
+        ]
+        return np.concatenate(parts).view(np.int64)
+
+    def close(self) -> None:
+        """Give the mappings up; may be called twice."""
+        self._lists.close()
+        if self._file is not None:
+            self._file.close()

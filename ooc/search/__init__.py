@@ -1,0 +1,1 @@
+"""Searching an index directory: coarse, prefetch, scan, prefetch rows, re-rank."""

@@ -1,0 +1,1 @@
+"""What tests of ``ooc``, and of stores written elsewhere, can use. Needs pytest."""

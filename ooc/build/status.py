@@ -15,12 +15,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from ooc import events
 from ooc.durable import partial_name
-from ooc.errors import Stopped
 from ooc.mapping import private_bytes
 
 __all__ = ["STATUS_NAME", "StageStatus", "State", "Status", "StatusWriter", "read_status"]
@@ -110,8 +108,8 @@ class Status:
 class StatusWriter:
     """An observer that keeps a status file, written at most once a second and at every change of stage.
 
-    As a context manager it records how the block ended. A build whose process dies leaves the
-    file as it was last; readers then see that the process is gone.
+    A build whose process dies leaves the file as it was last; readers then see that the process is
+    gone.
 
     Parameters
     ----------
@@ -187,17 +185,10 @@ class StatusWriter:
             partial.write_text(json.dumps(record))
             os.replace(partial, self._path)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            return
+    def stopped(self, state: Literal["stopped", "failed"], message: str = "") -> None:
+        """Record that the operation ended without its result; ``message`` says why."""
         with self._lock:
-            self._record["state"] = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            self._record["message"] = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
+            self._record.update(state=state, message=message)
             self._write()
 
 

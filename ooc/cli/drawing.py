@@ -17,6 +17,16 @@ _STYLES = {"waiting": "dim", "running": "bold", "done": "", "stopped": "yellow"}
 _GLYPH_STYLES = {"waiting": "dim", "running": "cyan", "done": "green", "stopped": "yellow"}
 
 _BAR_MOST = 48
+_WIDTH_MOST = 96
+
+#: The figures of a stage that are shown when it is done, and what they count.
+_FIGURES = {
+    "rows": "rows",
+    "nlist": "lists",
+    "shards": "shards",
+    "skipped_rows": "left out",
+    "zero_rows": "all zeros",
+}
 
 #: From this part of the budget on the memory bar warns, and alarms.
 _NEAR = 0.9
@@ -24,6 +34,7 @@ _NEAR = 0.9
 
 def draw(snapshot: Snapshot, width: int, *, unicode: bool = True) -> list[Text]:
     """Lines of at most ``width`` columns: title, a line a stage, memory, notes."""
+    width = min(width, _WIDTH_MOST)
     lines = [_title(snapshot, width)]
     name_width = max((len(stage.name) for stage in snapshot.stages), default=0)
     for stage in snapshot.stages:
@@ -53,7 +64,7 @@ def log_line(snapshot: Snapshot) -> str:
     if snapshot.left_seconds is not None:
         parts.append(f"whole {format_seconds(snapshot.left_seconds)}")
     if snapshot.private_bytes:
-        parts.append(f"memory {_memory_text(snapshot)}")
+        parts.append(f"memory {_memory_text(snapshot)}, peak {format_bytes(snapshot.peak_bytes)}")
     return "  ".join(parts)
 
 
@@ -89,14 +100,14 @@ def amount(stage: StageView) -> str:
 
 
 def figures(stage: StageView) -> str:
-    """What a finished stage has to tell: its own figures where they are short, else its amount."""
+    """What a finished stage has to tell: the counts among its figures, else its amount."""
     told = [
-        f"{format_count(value) if isinstance(value, int) else f'{value:.4g}'} {key.replace('_', ' ')}"
-        for key, value in stage.figures.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and not key.endswith("_bytes")
+        f"{format_count(count)} {what}"
+        for key, what in _FIGURES.items()
+        if isinstance(count := stage.figures.get(key), int) and count
     ]
     if told:
-        return ", ".join(told[:3])
+        return ", ".join(told)
     if stage.unit == "bytes":
         return format_bytes(stage.total) if stage.total else ""
     return f"{format_count(stage.total)} {stage.unit}" if stage.total > 1 else ""
@@ -104,9 +115,10 @@ def figures(stage: StageView) -> str:
 
 def _title(snapshot: Snapshot, width: int) -> Text:
     if snapshot.state == "running":
+        left_text = f"about {_clockwise(snapshot.left_seconds or 0)} left"
         right = f"{_clockwise(snapshot.seconds)} gone"
         if snapshot.left_seconds is not None:
-            right += f", about {_clockwise(snapshot.left_seconds)} left"
+            right = f"{right}, {left_text}" if width >= 60 else left_text
     else:
         word = "done in" if snapshot.state == "finished" else f"{snapshot.state} after"
         right = f"{word} {format_seconds(snapshot.seconds)}"
@@ -123,7 +135,7 @@ def _stage(stage: StageView, name_width: int, width: int, *, unicode: bool) -> l
         return [left]
     if stage.state == "done":
         left.append("  ").append(figures(stage), "dim")
-        right = Text(format_seconds(stage.seconds))
+        right = Text(format_seconds(stage.seconds) if stage.seconds else "before")
         left.truncate(max(width - len(right) - 2, 0), overflow="ellipsis")
         return [_spread(left, right, width)]
     right = Text(f"{stage.fraction:4.0%}")
@@ -145,8 +157,9 @@ def _stage(stage: StageView, name_width: int, width: int, *, unicode: bool) -> l
 def _memory(snapshot: Snapshot, name_width: int, width: int, *, unicode: bool) -> Text:
     line = Text(f"    {'memory':<{name_width}}  " if name_width >= 6 else "    memory  ")
     text = _memory_text(snapshot)
-    if snapshot.peak_bytes:
-        text += f", at most {format_bytes(snapshot.peak_bytes)}"
+    peak = f", peak {format_bytes(snapshot.peak_bytes)}"
+    if snapshot.peak_bytes and len(line) + len(text) + len(peak) <= width:
+        text += peak
     if not snapshot.memory_bytes:
         return line.append(text, "dim")
     part = snapshot.private_bytes / snapshot.memory_bytes

@@ -7,10 +7,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ooc.cli.progress import Display, display
 from ooc.events import Event
+
+if TYPE_CHECKING:
+    from ooc.cli.progress import Display
 
 __all__ = ["add_json", "add_plan_options", "add_progress", "plan_options", "print_json", "watching"]
 
@@ -64,7 +66,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--copy-vectors",
         choices=("auto", "always", "never"),
         default="auto",
-        help="whether the index keeps its own rows for exact re-ranking; auto: where the store cannot be mapped",
+        help="whether the index keeps its own rows for exact re-ranking; "
+        "auto: where the store cannot be mapped",
     )
     add(
         "--on-bad",
@@ -95,6 +98,8 @@ def watching(args: argparse.Namespace, title: str) -> Iterator[Display]:
     elif args.quiet:
         yield _Quiet()
     else:
+        from ooc.cli.progress import display  # brings rich
+
         with display(sys.stderr, title=title) as shown:
             yield shown
 

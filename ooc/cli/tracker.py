@@ -8,20 +8,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ooc import events
 
-__all__ = ["MemoryMeter", "NoteLine", "Snapshot", "StageView", "Tracker"]
+__all__ = ["MemoryMeter", "NoteLine", "Snapshot", "StageView", "Tracker", "time_left"]
 
 #: A rate is that of the last so many seconds: short enough to follow, long enough to be calm.
 _WINDOW_SECONDS = 20.0
 _SAMPLE_SECONDS = 0.25
 
 #: Nothing is foretold before this much time has passed.
-_LEAST_SECONDS = 1.0
+LEAST_SECONDS = 1.0
 
 State = Literal["waiting", "running", "done", "stopped"]
 
@@ -30,13 +30,16 @@ State = Literal["waiting", "running", "done", "stopped"]
 class StageView:
     """A stage as it is to be shown.
 
-    ``seconds`` is what it took, or takes so far; ``rate`` is in units a second; ``rate`` and
+    ``share`` is the part of the whole time that was expected of it; ``done_before`` what an earlier
+    run did; ``seconds`` what it took, or takes so far; ``rate`` is in units a second; ``rate`` and
     ``left_seconds`` are None while unknown.
     """
 
     name: str
+    share: float = 0.0
     state: State = "waiting"
     done: int = 0
+    done_before: int = 0
     total: int = 0
     unit: str = "rows"
     row_bytes: int = 0
@@ -51,6 +54,13 @@ class StageView:
         if self.state == "done":
             return 1.0
         return min(self.done / self.total, 1.0) if self.total else 0.0
+
+    @property
+    def part_here(self) -> float:
+        """Part that this run has done, 0 to 1."""
+        if self.state == "done" and not self.done_before:
+            return 1.0
+        return (self.done - self.done_before) / self.total if self.total else 0.0
 
     @property
     def bytes_rate(self) -> float | None:
@@ -141,23 +151,36 @@ class _Stage:
         then, done = self.samples[0]
         return (self.done - done) / (now - then) if now > then and self.done > done else None
 
-    def whole_rate(self) -> float | None:
-        """Units a second over all of the stage that this run did."""
-        did = self.done - self.done_before
-        return did / self.seconds if did > 0 and self.seconds > 0 else None
 
-    def part_here(self) -> float:
-        """Part of the stage that this run has done, 0 to 1."""
-        if self.state == "done" and not self.done_before:
-            return 1.0
-        return (self.done - self.done_before) / self.total if self.total else 0.0
+def time_left(stages: Sequence[StageView], seconds: float) -> float | None:
+    """Seconds that an operation has yet to go; None while nothing can be said.
+
+    The running stage's own time left, and for each stage to come its share, scaled by how the
+    stages so far compare with theirs.
+
+    Parameters
+    ----------
+    stages : sequence of StageView
+        All stages.
+    seconds : float
+        How long the operation runs already.
+    """
+    begun = [stage for stage in stages if stage.state != "waiting"]
+    measured = sum(stage.seconds for stage in begun if stage.share)
+    covered = sum(stage.share * stage.part_here for stage in begun)
+    if seconds < LEAST_SECONDS or covered < 0.005:
+        return None
+    left = 0.0
+    for stage in stages:
+        if stage.state == "running" and stage.left_seconds is not None:
+            left += stage.left_seconds
+        elif stage.state in ("running", "waiting"):
+            left += stage.share * (1 - stage.fraction) * measured / covered
+    return left
 
 
 class Tracker:
     """An observer that knows how far an operation is.
-
-    The time left of the running stage comes from its measured rate. That of the stages to come
-    is their expected share of the whole, scaled by how the stages so far compare with theirs.
 
     Parameters
     ----------
@@ -188,6 +211,7 @@ class Tracker:
                 self._began = now
             elif isinstance(event, events.StageStarted):
                 stage = self._stages.setdefault(event.stage, _Stage(event.stage, 0.0))
+                self._pass_over(event.stage)
                 stage.state, stage.began = "running", now
                 stage.total, stage.unit, stage.row_bytes = event.total, event.unit, event.row_bytes
                 stage.done_before = event.done
@@ -205,6 +229,14 @@ class Tracker:
             else:
                 self._ended, self._state = now, "finished"
 
+    def _pass_over(self, name: str) -> None:
+        """Stages before this one that never began were done by an earlier run."""
+        for stage in self._stages.values():
+            if stage.name == name:
+                break
+            if stage.state == "waiting":
+                stage.state, stage.share = "done", 0.0
+
     def end(self, state: Literal["finished", "stopped", "failed"]) -> None:
         """The operation is over; nothing changes where its Finished event came before."""
         with self._lock:
@@ -221,7 +253,7 @@ class Tracker:
                 state=self._state,
                 stages=stages,
                 seconds=now - self._began,
-                left_seconds=self._left(now, stages) if self._state == "running" else None,
+                left_seconds=time_left(stages, now - self._began) if self._state == "running" else None,
                 private_bytes=memory.now_bytes if memory else 0,
                 peak_bytes=memory.peak_bytes if memory else 0,
                 memory_bytes=self._memory_bytes,
@@ -233,16 +265,18 @@ class Tracker:
         if state == "running":
             stage.seconds = now - stage.began
             rate = stage.rate(now)
-            if rate and stage.seconds >= _LEAST_SECONDS:
+            if rate and stage.seconds >= LEAST_SECONDS:
                 left = max(stage.total - stage.done, 0) / rate
             if self._state in ("stopped", "failed"):
                 state, left = "stopped", None
-        elif state == "done":
-            rate = stage.whole_rate()
+        elif stage.seconds > 0 and stage.done > stage.done_before:
+            rate = (stage.done - stage.done_before) / stage.seconds
         return StageView(
             name=stage.name,
+            share=stage.share,
             state=state,
             done=stage.done,
+            done_before=stage.done_before,
             total=stage.total,
             unit=stage.unit,
             row_bytes=stage.row_bytes,
@@ -251,20 +285,3 @@ class Tracker:
             left_seconds=left,
             figures=stage.figures,
         )
-
-    def _left(self, now: float, views: tuple[StageView, ...]) -> float | None:
-        stages = list(self._stages.values())
-        measured = sum(s.seconds for s in stages if s.state != "waiting" and s.share)
-        covered = sum(s.share * s.part_here() for s in stages if s.state != "waiting")
-        if now - self._began < _LEAST_SECONDS or covered < 0.005:
-            return None
-        scale = measured / covered
-        left = 0.0
-        for stage, view in zip(stages, views, strict=True):
-            if stage.state == "waiting":
-                left += stage.share * scale
-            elif stage.state == "running" and view.left_seconds is not None:
-                left += view.left_seconds
-            elif stage.state == "running":
-                left += stage.share * scale * (1 - view.fraction)
-        return left

@@ -1,0 +1,112 @@
+"""The command ``ooc``: parses, runs one verb, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ooc
+from ooc.errors import ArgumentError, OocError, Stopped
+
+__all__ = ["EXIT_BROKEN_PIPE", "EXIT_UNFORESEEN", "VERBS", "main", "make_parser"]
+
+#: In the order that help shows them. Each module has ``HELP`` (one line), ``add_arguments(parser)`` and
+#: ``run(args)``, which imports what it needs: `ooc -h` waits for neither numpy nor faiss.
+VERBS = ("plan", "build", "status", "info", "search", "convert", "help")
+
+EXIT_UNFORESEEN = 1
+EXIT_BROKEN_PIPE = 141
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with usage errors that go the way of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(message, kind="usage", hint=f"See `{self.prog} --help`.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; a verb's parser has its module as the default ``module``."""
+    parser = Parser(
+        prog="ooc",
+        description="Vector indexes over collections that do not fit in memory.",
+        epilog="`ooc help` lists the pages of documentation; `ooc VERB --help` the options of a verb.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ooc {ooc.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name in VERBS:
+        module = importlib.import_module(f"ooc.cli.{name}")
+        verb = verbs.add_parser(
+            name, help=module.HELP, description=(module.__doc__ or "").partition("\n")[0], allow_abbrev=False
+        )
+        module.add_arguments(verb)
+        verb.set_defaults(module=module, verb=name)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ooc`` with these arguments (default: the process's); the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = make_parser().parse_args(argv)
+        status = int(args.module.run(args))
+        sys.stdout.flush()
+        return status
+    except SystemExit as leaving:  # argparse, after --help and --version
+        return leaving.code if isinstance(leaving.code, int) else EXIT_UNFORESEEN
+    except BrokenPipeError:
+        # Whoever read the results has enough. Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _report(Stopped("stopped"), argv)
+    except OocError as error:
+        return _report(error, argv)
+    except Exception as error:
+        unforeseen = OocError(
+            f"unforeseen: {type(error).__name__}: {error}",
+            kind="unforeseen",
+            hint="Set OOC_DEBUG=1 to see where; please report it with that.",
+        )
+        unforeseen.__cause__ = error
+        return _report(unforeseen, argv)
+
+
+def _report(error: OocError, argv: list[str]) -> int:
+    """Say what went wrong, to people on stderr and to programs on stdout; the exit status."""
+    record: dict[str, Any] = {"kind": error.kind, "message": error.message, "hint": error.hint}
+    resume = command(argv) if isinstance(error, Stopped) and argv[0] in ("build", "convert") else None
+    if resume is not None:
+        record["resume"] = resume
+    if "--json" in argv:
+        print(json.dumps({"error": record}, indent=2), flush=True)
+    if "--log-json" in argv:
+        from ooc.cli.jsonlog import JsonLog
+
+        JsonLog(sys.stderr).error(record)
+        return error.exit_code
+    if os.environ.get("OOC_DEBUG"):
+        traceback.print_exception(error.__cause__ if error.kind == "unforeseen" else error)
+    lines = [error.message if isinstance(error, Stopped) else f"error: {error.message}"]
+    if resume is not None:
+        lines += [error.hint or "The same command goes on from there:", f"  {resume}"]
+    elif error.hint:
+        lines.append(f"hint: {error.hint}")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def command(argv: Sequence[str]) -> str:
+    """What to type into a shell to run this again."""
+    run = Path(sys.argv[0]).name
+    begin = ["ooc"] if run == "ooc" else [sys.executable, "-m", "ooc"]
+    return shlex.join([*begin, *argv])

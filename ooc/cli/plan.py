@@ -1,0 +1,115 @@
+"""Show what building an index of a store will do and cost; nothing is written."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ooc.cli.options import add_json, add_plan_options, plan_options, print_json
+from ooc.cli.text import aligned, heading, pairs, print_lines
+from ooc.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from ooc.build.plan import Plan
+
+HELP = "what a build will do and cost"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="vectors: PATH, PATH::/dataset, a pattern, or a URL")
+    parser.add_argument(
+        "index", metavar="INDEX", nargs="?", help="where the index shall be: its disk is checked for room"
+    )
+    add_plan_options(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ooc.build.plan import plan
+
+    made = plan(args.store, index=args.index, **plan_options(args))
+    if args.json:
+        print_json(made.to_record())
+    else:
+        print_lines(describe(made))
+    return 0
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan as lines of text."""
+    rerank = "the index's own copy of the rows" if plan.copy_vectors else "the store"
+    stages = list(plan.memory_by_stage.items())
+    return [
+        heading("What"),
+        *pairs(
+            [
+                ("store", plan.store or "array in memory"),
+                (
+                    "rows",
+                    f"{format_count(plan.n)} x {plan.d} {plan.dtype}, "
+                    + ("mapped" if plan.mapped else "decoded chunk by chunk"),
+                ),
+                ("metric", plan.metric),
+                ("code", f"{plan.factory}, {plan.code_size} bytes a row"),
+                (
+                    "lists",
+                    f"{format_count(plan.nlist)}, about {format_count(plan.n / plan.nlist)} rows each",
+                ),
+                (
+                    "trained on",
+                    f"{format_count(plan.sample_rows)} rows, seed {plan.seed}",
+                ),
+                ("work", f"{_shards(plan)}, {plan.threads} thread{'s' * (plan.threads != 1)}"),
+                ("re-ranked from", rerank),
+                ("bad rows", "stop at them" if plan.on_bad == "stop" else "leave them out"),
+                ("plan", plan.digest),
+            ]
+        ),
+        "",
+        heading(f"Private memory at most, of {format_bytes(plan.memory_bytes)}"),
+        *aligned(
+            [(stage, format_bytes(size), f"{size / plan.memory_bytes:.0%}") for stage, size in stages],
+            right=(1, 2),
+        ),
+        "",
+        heading("Disk"),
+        *aligned(
+            [
+                *((part, format_bytes(size)) for part, size in plan.index_bytes.items()),
+                ("index", format_bytes(sum(plan.index_bytes.values()))),
+                ("while building, besides", format_bytes(plan.scratch_bytes)),
+            ],
+            right=(1,),
+        ),
+        *(f"\nnote: {text}" for text in advice(plan)),
+    ]
+
+
+def _shards(plan: Plan) -> str:
+    if plan.shards == 1:
+        return "1 shard"
+    return f"{plan.shards} shards of {format_count(plan.shard_rows)} rows"
+
+
+def advice(plan: Plan) -> list[str]:
+    """What somebody should know before the build."""
+    notes = []
+    if plan.n < 32 * plan.nlist:
+        notes.append(
+            f"{format_count(plan.nlist)} lists are many for {format_count(plan.n)} rows: lists will be short "
+            "and their centroids poorly trained."
+        )
+    if not plan.mapped and not plan.copy_vectors:
+        notes.append(
+            "The store is not mapped and the index keeps no copy of the rows: re-ranking decodes whole "
+            "chunks, which is slow. Without --copy-vectors never a copy is kept."
+        )
+    near = [stage for stage, size in plan.memory_by_stage.items() if size > 0.95 * plan.memory_bytes]
+    if near and plan.shards > 8:
+        notes.append(f"The budget makes {plan.shards} shards; more memory makes fewer, and merging quicker.")
+    if plan.copy_vectors and plan.mapped:
+        notes.append(
+            "The store can be mapped, so the index needs no copy of the rows as long as the store stays "
+            "where it is."
+        )
+    return notes

@@ -1,0 +1,136 @@
+"""Search an index with the queries of a store, and print the hits or write them to a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ooc import events
+from ooc.cli.options import add_json, add_progress, print_json, watching
+from ooc.cli.text import aligned, print_lines
+from ooc.errors import ArgumentError
+from ooc.units import format_count, format_seconds
+
+if TYPE_CHECKING:
+    from ooc.stores import Store
+    from ooc.types import FloatArray, IntArray
+
+HELP = "search an index with the queries of a store"
+
+#: Queries searched together: memory stays small and progress is seen.
+_BLOCK_QUERIES = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("index", metavar="INDEX", help="directory of the index")
+    add("queries", metavar="QUERIES", help="queries: any store, as a build takes")
+    add("-k", type=int, default=10, metavar="N", help="hits a query")
+    add("--nprobe", type=int, metavar="N", help="lists to look into (default: the index's)")
+    add(
+        "--rerank",
+        type=int,
+        metavar="N",
+        help="candidates re-ranked by exact distance, 0 for none (default: the index's)",
+    )
+    add("--first", type=int, metavar="N", help="only the first N queries")
+    add(
+        "--out",
+        metavar="FILE",
+        help="write distances and ids to FILE.npz, FILE.h5 or FILE.zarr instead of printing them",
+    )
+    add("--overwrite", action="store_true", help="replace FILE where it exists")
+    add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
+    add_json(parser)
+    add_progress(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.first is not None and args.first < 1:
+        raise ArgumentError(f"--first must be at least 1, not {args.first}", kind="first")
+    if args.overwrite and not args.out:
+        raise ArgumentError("--overwrite goes with --out", kind="usage")
+    import ooc
+
+    with ooc.open_index(args.index, store=args.store) as index, ooc.open_store(args.queries) as queries:
+        nq = queries.n if args.first is None else min(args.first, queries.n)
+        if args.out:
+            return _to_file(args, index, queries, nq)
+        found = _search(args, index, queries, nq)
+        (_print_json if args.json else _print_table)(found)
+    return 0
+
+
+def _search(
+    args: argparse.Namespace, index: Any, queries: Store, nq: int
+) -> Iterator[tuple[int, FloatArray, IntArray]]:
+    """First query, distances and ids, block by block."""
+    from ooc.stores.base import as_float32
+
+    for block in queries.blocks(_BLOCK_QUERIES, stop=nq):
+        distances, ids = index.search(as_float32(block.rows), args.k, nprobe=args.nprobe, rerank=args.rerank)
+        yield block.start, distances, ids
+
+
+def _to_file(args: argparse.Namespace, index: Any, queries: Store, nq: int) -> int:
+    from ooc.cli.hits import open_hits
+
+    if args.k < 1:
+        raise ArgumentError(f"k must be at least 1, not {args.k}", kind="k")
+    begun = time.monotonic()
+    settings = {
+        "index": str(args.index),
+        "queries": queries.uri,
+        "k": args.k,
+        "nprobe": args.nprobe,
+        "rerank": args.rerank,
+    }
+    with watching(args, f"search {args.index}") as shown:
+        shown(events.Started(operation="search", stages={"search": 1.0}, settings=settings))
+        with open_hits(args.out, shape=(nq, args.k), settings=settings, overwrite=args.overwrite) as out:
+            shown(events.StageStarted(stage="search", total=nq, row_bytes=queries.row_bytes))
+            for start, distances, ids in _search(args, index, queries, nq):
+                out.write(start, distances, ids)
+                shown(events.Progress(stage="search", done=start + len(ids)))
+        seconds = time.monotonic() - begun
+        figures = {**settings, "out": str(out.path), "nq": nq, "seconds": round(seconds, 3)}
+        shown(events.StageFinished(stage="search", seconds=seconds))
+        shown(events.Finished(operation="search", seconds=seconds, figures=figures))
+    if args.json:
+        print_json(figures)
+    else:
+        what = f"{args.k} hits each of {format_count(nq)} queries"
+        print_lines([f"{figures['out']}: {what}, in {format_seconds(seconds)}"])
+    return 0
+
+
+def _print_table(found: Iterator[tuple[int, FloatArray, IntArray]]) -> None:
+    """A line a hit, with its query: good to read and to cut into columns."""
+    for start, distances, ids in found:
+        rows = [
+            (str(query), str(rank), str(hit), f"{distance:.6g}")
+            for query, (line, hits) in enumerate(
+                zip(distances.tolist(), ids.tolist(), strict=True), start=start
+            )
+            for rank, (distance, hit) in enumerate(zip(line, hits, strict=True), start=1)
+            if hit >= 0
+        ]
+        header = [("query", "rank", "id", "distance")] if start == 0 else []
+        print_lines(aligned([*header, *rows], right=(0, 1, 2, 3)))
+
+
+def _print_json(found: Iterator[tuple[int, FloatArray, IntArray]]) -> None:
+    """One document, written as it comes: as many queries as there are need no more memory."""
+    begin = '{"results": [\n'
+    for start, distances, ids in found:
+        for query, (line, hits) in enumerate(zip(distances, ids.tolist(), strict=True), start=start):
+            # The shortest digits that give the same float32; where there is no hit, no distance.
+            short = [float(str(value)) for value in line]
+            shown = [value if math.isfinite(value) else None for value in short]
+            print(f"{begin}{json.dumps({'query': query, 'ids': hits, 'distances': shown})}", end="")
+            begin = ",\n"
+    print("\n]}")

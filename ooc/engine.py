@@ -115,7 +115,8 @@ def code_bytes(factory: str, d: int, metric: Metric) -> tuple[int, int]:
     top = type(faiss.downcast_index(index)).__name__
     if ivf is None or name not in _WORKS_ON_DISK or top not in (name, "IndexPreTransform"):
         raise PlanError(
-            f"{factory!r} makes a {name if ivf is not None else top}, which cannot be scanned from lists on disk",
+            f"{factory!r} makes a {name if ivf is not None else top}, "
+            "which cannot be scanned from lists on disk",
             kind="factory",
             hint="Use one of Flat, SQ8, SQfp16, SQ4, PQ64, RaBitQ, RaBitQ2, EDEN2 as code.",
         )
@@ -164,7 +165,7 @@ class Codec:
 
     @property
     def isometric(self) -> bool:
-        """Whether the transforms keep all distances (rotations do; PCA and OPQ to fewer dimensions do not)."""
+        """Whether the transforms keep all distances: rotations do, PCA and OPQ do not."""
         return all(type(step).__name__ in _ISOMETRIC for step in self._chain)
 
     def train_transforms(self, x: FloatArray) -> None:
@@ -325,7 +326,7 @@ class DiskLists:
             raise IndexDirError(
                 f"{lists} has {size} bytes and {header} speaks of {int(self._lists.totsize)}",
                 kind="index-damaged",
-                hint="The file was cut short or does not belong here: copy the directory anew, or build again.",
+                hint="It was cut short or does not belong here: copy the directory anew, or build again.",
             )
 
     @property

@@ -33,9 +33,9 @@ class Assigner:
             scores = x @ self.centroids[first : first + _TILE].T
             if self._half is not None:
                 scores -= self._half[first : first + _TILE]
-            place = scores.argmax(axis=1)
+            place: IntArray = scores.argmax(axis=1)
             if len(self.centroids) <= _TILE:
-                return place.astype(np.int64, copy=False)
+                return place
             score = np.take_along_axis(scores, place[:, None], axis=1)[:, 0]
             if highest is None:
                 best[:], highest = place, score

@@ -88,8 +88,8 @@ class Factory:
 
 def choose_nlist(n: int) -> int:
     """Lists for ``n`` rows: the power of two nearest to ``4 √n``, with at least 32 rows a list."""
-    wanted = 2 ** round(math.log2(4 * math.sqrt(n)))
-    most = 2 ** int(math.log2(max(n / 32, 1)))
+    wanted = 1 << round(math.log2(4 * math.sqrt(n)))
+    most = 1 << int(math.log2(max(n / 32, 1)))
     return max(1, min(wanted, most))
 
 

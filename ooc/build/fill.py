@@ -8,6 +8,7 @@ re-ranking are written on the same pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def shards_done(build: Path) -> list[Shard]:
             )
         )
     found.sort(key=lambda shard: shard.start)
-    for one, next_ in zip(found, found[1:], strict=False):
+    for one, next_ in itertools.pairwise(found):
         if next_.start < one.stop:
             raise IndexDirError(
                 f"the shards {one.path} and {next_.path} overlap",

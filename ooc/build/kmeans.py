@@ -155,7 +155,7 @@ def _two_levels(
 def _shares(sizes: IntArray, k: int) -> IntArray:
     """Centroids for each group, in proportion to its rows, summing to ``k``; none for an empty group."""
     exact = sizes * (k / sizes.sum())
-    shares = np.maximum(np.floor(exact).astype(np.int64), (sizes > 0).astype(np.int64))
+    shares: IntArray = np.maximum(np.floor(exact).astype(np.int64), (sizes > 0).astype(np.int64))
     while (left := k - int(shares.sum())) != 0:
         # Largest remainder first; a group never loses its last centroid.
         order = np.argsort(-(exact - shares) if left > 0 else exact - shares, kind="stable")

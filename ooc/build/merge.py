@@ -64,7 +64,7 @@ def merge(
         it again.
     """
     make_directory(segment.root)
-    sizes = np.sum([shard.sizes for shard in shards], axis=0, dtype=np.int64)
+    sizes: IntArray = np.stack([shard.sizes for shard in shards]).sum(axis=0)
     entry = codec.code_size + ID_BYTES
     with contextlib.ExitStack() as stack:
         readers = []

@@ -304,7 +304,7 @@ def check_disk(index: Path, *, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ResourceError(
-            f"the build needs {format_bytes(needed)} on the disk of {place} and {format_bytes(free)} are free",
+            f"the build needs {format_bytes(needed)} on the disk of {place}; {format_bytes(free)} are free",
             kind="disk-full",
             hint="Free some space, name a place on another disk, or plan a smaller code (`ooc plan`).",
         )

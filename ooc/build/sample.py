@@ -109,7 +109,8 @@ def sample(
 def bad_rows_error(store: Store, row: int, count: int, where: str = "so far") -> DataError:
     """The error for a row that cannot be indexed."""
     return DataError(
-        f"row {row} of {store.uri or 'the array'} holds NaN or infinity ({count} such row{'s' * (count != 1)} {where})",
+        f"row {row} of {store.uri or 'the array'} holds NaN or infinity "
+        f"({count} such row{'s' * (count != 1)} {where})",
         kind="bad-rows",
         hint="Mend the rows, or leave them out with --on-bad skip (on_bad='skip').",
     )

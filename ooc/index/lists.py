@@ -16,7 +16,7 @@ import xxhash
 
 from ooc.durable import CHECK_BYTES, DurableFile
 from ooc.errors import IndexDirError
-from ooc.types import BytesArray, IntArray
+from ooc.types import AnyArray, BytesArray, IntArray
 
 __all__ = ["ID_BYTES", "ListsReader", "list_groups", "write_sorted"]
 
@@ -35,7 +35,7 @@ def list_groups(sizes: IntArray, entry_bytes: int, buffer_bytes: int) -> Iterato
 
 
 def write_sorted(
-    file: DurableFile, codes: BytesArray, list_nos: IntArray, ids: IntArray, nlist: int, buffer_bytes: int
+    file: DurableFile, codes: BytesArray, list_nos: AnyArray, ids: IntArray, nlist: int, buffer_bytes: int
 ) -> IntArray:
     """Write rows as lists; the sizes ``(nlist,)``.
 
@@ -104,7 +104,7 @@ class ListsReader:
     def read(self, first: int, last: int) -> BytesArray:
         """The bytes of lists ``first`` to ``last``; spans must follow one another."""
         out = np.empty(int(self.sizes[first:last].sum()) * self._entry, np.uint8)
-        view = memoryview(out)
+        view = out.data
         while len(view):
             got = self._file.readinto(view)
             if not got:

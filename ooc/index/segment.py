@@ -37,7 +37,7 @@ class Segment:
                 f"{layout.header} has {self.rows} rows and its record {self.record.get('rows')!r}",
                 kind="index-damaged",
             )
-        self.nlist, self.code_size = self._lists.nlist, self._lists.code_size
+        self.d, self.nlist, self.code_size = self._lists.d, self._lists.nlist, self._lists.code_size
         self.sizes = self._lists.sizes
 
     def _check_sizes(self) -> None:

@@ -30,8 +30,9 @@ def worst(metric: Metric) -> float:
 
 def unit(x: FloatArray) -> FloatArray:
     """Rows divided by their length; zero rows stay zero."""
-    norms = np.linalg.norm(x, axis=-1, keepdims=True)
-    return x / np.where(norms > 0, norms, np.float32(1))
+    norms: FloatArray = np.linalg.norm(x, axis=-1, keepdims=True)
+    norms[norms == 0] = 1
+    return x / norms
 
 
 def distances(xq: FloatArray, ids: IntArray, store: Store, metric: Metric) -> FloatArray:
@@ -79,7 +80,7 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
     found, ids : (nq, m) float32, (nq, m) int64
         Distances and the ids they belong to; entries with id -1 are not there.
     """
-    nq, m = found.shape
+    m = found.shape[1]
     key = found if metric == "l2" else -found
     key = np.where(ids >= 0, key, np.inf)
     if m > 4 * k + 64:
@@ -87,7 +88,8 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
         kth = np.partition(key, k - 1, axis=1)[:, k - 1 : k]
         width = int((key <= kth).sum(axis=1).max())
         near = np.argpartition(key, min(width, m) - 1, axis=1)[:, :width]
-        key, found, ids = (np.take_along_axis(a, near, axis=1) for a in (key, found, ids))
+        key, found = np.take_along_axis(key, near, axis=1), np.take_along_axis(found, near, axis=1)
+        ids = np.take_along_axis(ids, near, axis=1)
     order = np.lexsort((ids, key), axis=1)[:, :k]
     top_d, top_i = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
     if top_d.shape[1] < k:

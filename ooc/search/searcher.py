@@ -96,10 +96,8 @@ class Index:
         if len(names) != 1 or not names[0].isalnum():
             raise IndexDirError(f"generation {self.generation} names segments {names}", kind="index-damaged")
         segment = Segment(self._layout.segment(names[0]))
-        if segment._lists.d != self.d:
-            raise IndexDirError(
-                f"{segment.layout.header} is of {segment._lists.d} dimensions", kind="index-damaged"
-            )
+        if segment.d != self.d:
+            raise IndexDirError(f"{segment.layout.header} is of {segment.d} dimensions", kind="index-damaged")
         self._segment = segment
         self.n = segment.rows
         self.nlist = segment.nlist
@@ -416,5 +414,6 @@ class Index:
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    whole: object = value
+    if isinstance(whole, bool) or not isinstance(whole, int | np.integer) or value < least:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}", kind=name)

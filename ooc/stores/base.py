@@ -304,7 +304,7 @@ def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, int]:
             hint="Reshape it to one row a vector.",
         )
     n, d = shape
-    if n == 0 or d == 0:
+    if n < 1 or d < 1:
         raise StoreError(f"{where} is empty: its shape is {shape}", kind="store-empty")
     return n, d
 

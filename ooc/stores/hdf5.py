@@ -170,9 +170,14 @@ def _raw_tiles(path: Path, dataset: h5py.Dataset, shape: tuple[int, int]) -> Til
         row, col = chunk.chunk_offset
         if row >= n or col >= d:
             return  # a chunk that a killed writer had not yet recorded as rows
-        offsets[row // rows, col // cols] = chunk.byte_offset
+        if chunk.byte_offset is not None:
+            offsets[row // rows, col // cols] = chunk.byte_offset
 
-    dataset.id.chunk_iter(note)
+    if hasattr(dataset.id, "chunk_iter"):
+        dataset.id.chunk_iter(note)
+    else:  # HDF5 before 1.12.3
+        for i in range(dataset.id.get_num_chunks()):
+            note(dataset.id.get_chunk_info(i))
     if offsets.max() + rows * cols * itemsize > size:
         return None
     return Tiles(

@@ -73,12 +73,14 @@ def _open_named(text: str) -> Store:
         return _open_parts(_part_names(text))
     if text.startswith("file://"):
         text = text.removeprefix("file://")
+    if text.startswith("~"):
+        text = str(Path(text).expanduser())
     text, dataset = (text, None) if Path(text).exists() else split_dataset(text)
     if _URL.match(text):
         from ooc.stores.zarr import open_url
 
         return open_url(text, dataset)
-    path = Path(text).expanduser().absolute()
+    path = Path(text).absolute()
     try:
         if path.is_dir() and not is_zarr(path):
             return _open_directory(path, dataset)

@@ -142,16 +142,16 @@ def _open_within(root: Any, where: str, *, dataset: str | None) -> ZarrStore:
     """The array that ``root`` is, or one in it."""
     import zarr
 
-    if isinstance(root, zarr.Array):
-        if dataset is not None:
-            refuse_missing(where, f"/{dataset}", _arrays(root), what="array")
-        return ZarrStore(root, uri=where)
-    name = choose_array(where, dataset, lambda: _arrays(root), what="array").strip("/")
     with _translated(where):
+        if isinstance(root, zarr.Array):
+            if dataset is not None:
+                refuse_missing(where, f"/{dataset}", _arrays(root), what="array")
+            return ZarrStore(root, uri=where)
+        name = choose_array(where, dataset, lambda: _arrays(root), what="array").strip("/")
         array = root.get(name)
-    if not isinstance(array, zarr.Array):
-        refuse_missing(where, f"/{name}", _arrays(root), what="array")
-    return ZarrStore(array, uri=f"{where}::/{name}")
+        if not isinstance(array, zarr.Array):
+            refuse_missing(where, f"/{name}", _arrays(root), what="array")
+        return ZarrStore(array, uri=f"{where}::/{name}")
 
 
 def _arrays(root: Any) -> Arrays:

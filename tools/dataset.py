@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -46,6 +45,8 @@ IntArray = NDArray[np.int64]
 
 #: Rows of ``.npy`` and ``.h5`` start at a page, so that a row of 4 KiB is one page and not two.
 _ALIGN = 4_096
+#: Written rows are flushed and leave the page cache this often.
+_FLUSH_BYTES = 32 * 1024 * 1024
 
 SUFFIXES = (".npy", ".fbin", ".h5", ".hdf5", ".zarr")
 
@@ -155,6 +156,7 @@ def make(
             _create(partial, options)
         create_table(scratch / "table", options.dim, seed=options.seed)
         queries = _queries(options, scratch)
+        np.save(scratch / "queries.npy", queries)
         nearest = _fill_all(partial, options, queries, jobs, progress)
         # The queries are the record: they go first and come back last.
         options.queries_path.unlink(missing_ok=True)
@@ -193,12 +195,17 @@ def _check_space(options: Options) -> None:
 
 @contextlib.contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A directory beside the destination (so that a rename publishes), gone afterwards."""
-    with (
-        durable.translated(out, "creating"),
-        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory,
-    ):
-        yield Path(directory)
+    """A directory beside the destination (so that a rename publishes), gone afterwards.
+
+    Its name is fixed: what a killed run left is replaced by the next.
+    """
+    directory = durable.partial_name(out)
+    durable.remove_tree(directory)
+    durable.make_directory(directory)
+    try:
+        yield directory
+    finally:
+        durable.remove_tree(directory)
 
 
 def _queries(options: Options, scratch: Path) -> FloatArray:
@@ -310,7 +317,7 @@ def _writer(path: Path) -> Iterator[Callable[[int, NDArray[Any]], None]]:
             done = os.pwrite(fd, rest, at)
             rest, at = rest[done:], at + done
         unsynced.append((offset, at - offset))
-        if len(unsynced) * TILE >= BLOCK:
+        if sum(length for _, length in unsynced) >= _FLUSH_BYTES:
             flush()
 
     def flush() -> None:
@@ -330,12 +337,11 @@ def _writer(path: Path) -> Iterator[Callable[[int, NDArray[Any]], None]]:
 # The work of one process, and of all.
 
 
-def _fill(
-    path: Path, options: Options, queries: FloatArray, job: int, jobs: int
-) -> tuple[IntArray, FloatArray]:
+def _fill(path: Path, options: Options, job: int, jobs: int) -> tuple[IntArray, FloatArray]:
     """Make and write every ``jobs``-th block from ``job`` on; the nearest of these rows."""
     made = Realistic(options.dim, seed=options.seed, table=open_table(path.parent / "table", options.dim))
-    nearest = Nearest(queries, options.k)
+    # Mapped, as the table is: the processes share one copy.
+    nearest = Nearest(np.load(path.parent / "queries.npy", mmap_mode="r"), options.k)
     tile = np.empty((TILE, options.dim), np.float32)
     with threadpool_limits(1), durable.translated(options.out, "writing"), _writer(path) as write:
         for b in range(job, -(-options.rows // BLOCK), jobs):
@@ -384,7 +390,7 @@ def _fill_all(
     with ProcessPoolExecutor(jobs, context, _start, (written, stop)) as pool:
         try:
             waiting: set[Future[tuple[IntArray, FloatArray]]] = {
-                pool.submit(_fill, path, options, queries, job, jobs) for job in range(jobs)
+                pool.submit(_fill, path, options, job, jobs) for job in range(jobs)
             }
             while waiting:
                 done, waiting = wait(waiting, timeout=0.2)

@@ -11,7 +11,7 @@ IntArray = NDArray[np.int64]
 #: Rows compared with the queries at a time.
 TILE = 2_048
 #: Queries compared with a tile at a time.
-_QUERIES = 2_048
+_QUERIES = 1_024
 
 
 class Nearest:
@@ -35,12 +35,14 @@ class Nearest:
         self.similarities: FloatArray = np.full((len(queries), k), -np.inf, np.float32)
         self._found: list[tuple[IntArray, IntArray, FloatArray]] = []  # query, row, product
         self._found_count = 0
-        self._products = np.empty(min(len(queries), _QUERIES) * TILE, np.float32)
+        self._products: FloatArray | None = None  # made when it is needed
 
     def add(self, rows: FloatArray, first: int) -> None:
         """Compare up to ``TILE`` rows, of which the first is row ``first``, with all queries."""
         if len(self._queries) == 0:
             return
+        if self._products is None:
+            self._products = np.empty(min(len(self._queries), _QUERIES) * TILE, np.float32)
         m = len(rows)
         worst = self.similarities[:, -1]
         for start in range(0, len(self._queries), _QUERIES):

@@ -22,10 +22,11 @@ _WIDTH_MOST = 96
 #: The figures of a stage that are shown when it is done, and what they count.
 _FIGURES = {
     "rows": "rows",
+    "queries": "queries",
     "nlist": "lists",
     "shards": "shards",
     "skipped_rows": "left out",
-    "zero_rows": "all zeros",
+    "zero_rows": "zero rows",
 }
 
 #: From this part of the budget on the memory bar warns, and alarms.
@@ -60,9 +61,9 @@ def log_line(snapshot: Snapshot) -> str:
     if speed := _speed(stage):
         parts.append(" ".join(speed))
     if stage.left_seconds is not None:
-        parts.append(f"ETA {format_seconds(stage.left_seconds)}")
-    if snapshot.left_seconds is not None:
-        parts.append(f"whole {format_seconds(snapshot.left_seconds)}")
+        whole = snapshot.left_seconds
+        parts.append(f"ETA {_clockwise(stage.left_seconds)}")
+        parts[-1] += f", of all {_clockwise(whole)}" if whole is not None else ""
     if snapshot.private_bytes:
         parts.append(f"memory {_memory_text(snapshot)}, peak {format_bytes(snapshot.peak_bytes)}")
     return "  ".join(parts)
@@ -102,7 +103,7 @@ def amount(stage: StageView) -> str:
 def figures(stage: StageView) -> str:
     """What a finished stage has to tell: the counts among its figures, else its amount."""
     told = [
-        f"{format_count(count)} {what}"
+        f"{format_count(count)} {what.removesuffix('s') if count == 1 else what}"
         for key, what in _FIGURES.items()
         if isinstance(count := stage.figures.get(key), int) and count
     ]
@@ -135,7 +136,7 @@ def _stage(stage: StageView, name_width: int, width: int, *, unicode: bool) -> l
         return [left]
     if stage.state == "done":
         left.append("  ").append(figures(stage), "dim")
-        right = Text(format_seconds(stage.seconds) if stage.seconds else "before")
+        right = Text(format_seconds(stage.seconds) if stage.seconds else "")
         left.truncate(max(width - len(right) - 2, 0), overflow="ellipsis")
         return [_spread(left, right, width)]
     right = Text(f"{stage.fraction:4.0%}")

@@ -13,6 +13,8 @@ from ooc.units import format_bytes, format_count, format_seconds
 
 HELP = "what an index holds and how it was built"
 
+_STAGES = ("plan", "sample", "train", "fill", "merge", "publish")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", help="directory of the index")
@@ -43,7 +45,7 @@ def describe(info: Mapping[str, Any], width: int) -> list[str]:
         *_lists(info["list_sizes"], width),
         "",
         heading("Bytes"),
-        *_bytes(info["segments"]),
+        *_bytes(info),
         "",
         heading("Built"),
         *_built(info),
@@ -81,41 +83,29 @@ def _lists(sizes: Mapping[str, Any], width: int) -> list[str]:
     ]
 
 
-def _bytes(segments: list[Mapping[str, Any]]) -> list[str]:
-    rows: list[tuple[str, str, str]] = []
-    for segment in segments:
-        for part, size in segment["bytes"].items():
-            rows.append((segment["name"] if len(segments) > 1 else "", part, format_bytes(size)))
-    total = sum(sum(segment["bytes"].values()) for segment in segments)
-    rows.append(("", "all", format_bytes(total)))
-    return [line[2:] if len(segments) == 1 else line for line in aligned(rows, right=(2,))]
+def _bytes(info: Mapping[str, Any]) -> list[str]:
+    parts = {f"template/{name}": size for name, size in info["template_bytes"].items()}
+    for segment in info["segments"]:
+        parts |= {f"segments/{segment['name']}/{name}": size for name, size in segment["bytes"].items()}
+    rows = [(name, format_bytes(size)) for name, size in parts.items()]
+    return aligned([*rows, ("in all", format_bytes(sum(parts.values())))], right=(1,))
 
 
 def _built(info: Mapping[str, Any]) -> list[str]:
     plan, report = info["plan"], info["report"]
     rows = [
         ("plan", f"{plan['digest']}, seed {plan['seed']}, bad rows: {plan['on_bad']}"),
-        ("trained on", f"{format_count(plan['sample_rows'])} rows"),
+        ("template", f"{plan['factory']}, trained on {format_count(plan['sample_rows'])} rows"),
     ]
-    told = ", ".join(
-        f"{key.replace('_', ' ')} {_figure(value)}"
-        for key, value in info["train"].items()
-        if isinstance(value, int | float | str) and not isinstance(value, bool)
-    )
-    if told:
-        rows.append(("template", told))
+    for key, what in (("skipped_rows", "with NaN or infinity left out"), ("zero_rows", "all zeros")):
+        if info[key]:
+            rows.append(("rows", f"{format_count(info[key])} {what}"))
     if report is not None:
-        stages = ", ".join(
-            f"{name} {format_seconds(stage['seconds'])}" for name, stage in report.get("stages", {}).items()
+        stages = report["stages"]
+        each = ", ".join(
+            f"{name} {format_seconds(stages[name]['seconds'])}" for name in _STAGES if name in stages
         )
-        rows.append(("time", format_seconds(report["seconds"]) + (f": {stages}" if stages else "")))
-        for key, what in (("skipped_rows", "left out as NaN or infinite"), ("zero_rows", "all zeros")):
-            if report.get(key):
-                rows.append(("rows", f"{format_count(report[key])} {what}"))
+        rows.append(("time", f"{format_seconds(report['seconds'])}: {each}"))
+        rows.append(("private memory", f"{format_bytes(report['peak_private_bytes'])} at most"))
+        rows.append(("with", ", ".join(f"{name} {text}" for name, text in report["versions"].items())))
     return pairs(rows)
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return format_count(value) if isinstance(value, int) else str(value)

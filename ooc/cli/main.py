@@ -26,6 +26,12 @@ EXIT_UNFORESEEN = 1
 EXIT_BROKEN_PIPE = 141
 
 
+class _Formatter(argparse.HelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, False, argparse.SUPPRESS) and bool(action.option_strings)
+        return f"{action.help} (default: %(default)s)" if shown else action.help or ""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with usage errors that go the way of all others."""
 
@@ -46,7 +52,11 @@ def make_parser() -> argparse.ArgumentParser:
     for name in VERBS:
         module = importlib.import_module(f"ooc.cli.{name}")
         verb = verbs.add_parser(
-            name, help=module.HELP, description=(module.__doc__ or "").partition("\n")[0], allow_abbrev=False
+            name,
+            help=module.HELP,
+            description=(module.__doc__ or "").partition("\n")[0],
+            formatter_class=_Formatter,
+            allow_abbrev=False,
         )
         module.add_arguments(verb)
         verb.set_defaults(module=module, verb=name)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ooc.events import Event
+from ooc.units import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     from ooc.cli.progress import Display
@@ -39,7 +40,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--memory",
         metavar="SIZE",
-        default="1GiB",
+        default=DEFAULT_MEMORY,
         help="budget of private memory of the whole process, as in 512MiB",
     )
     add(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,7 @@ from ooc.errors import ArgumentError
 from ooc.units import format_count, format_seconds
 
 if TYPE_CHECKING:
+    from ooc.search.searcher import Index
     from ooc.stores import Store
     from ooc.types import FloatArray, IntArray
 
@@ -23,6 +27,9 @@ HELP = "search an index with the queries of a store"
 
 #: Queries searched together: memory stays small and progress is seen.
 _BLOCK_QUERIES = 256
+
+#: A JSON document larger than this waits in a temporary file.
+_KEPT_BYTES = 16 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +68,15 @@ def run(args: argparse.Namespace) -> int:
         if args.out:
             return _to_file(args, index, queries, nq)
         found = _search(args, index, queries, nq)
-        (_print_json if args.json else _print_table)(found)
+        if args.json:
+            _print_json(_settings(args, index), found)
+        else:
+            _print_table(found)
     return 0
 
 
 def _search(
-    args: argparse.Namespace, index: Any, queries: Store, nq: int
+    args: argparse.Namespace, index: Index, queries: Store, nq: int
 ) -> Iterator[tuple[int, FloatArray, IntArray]]:
     """First query, distances and ids, block by block."""
     from ooc.stores.base import as_float32
@@ -76,19 +86,26 @@ def _search(
         yield block.start, distances, ids
 
 
-def _to_file(args: argparse.Namespace, index: Any, queries: Store, nq: int) -> int:
+def _settings(args: argparse.Namespace, index: Index) -> dict[str, Any]:
+    """What the search is done with, defaults filled in."""
+    info = index.info()
+    return {
+        "index": info["path"],
+        "generation": info["generation"],
+        "metric": index.metric,
+        "k": args.k,
+        "nprobe": min(args.nprobe or index.default_nprobe, index.nlist),
+        "rerank": index.default_rerank(args.k) if args.rerank is None else args.rerank,
+    }
+
+
+def _to_file(args: argparse.Namespace, index: Index, queries: Store, nq: int) -> int:
     from ooc.cli.hits import open_hits
 
     if args.k < 1:
         raise ArgumentError(f"k must be at least 1, not {args.k}", kind="k")
     begun = time.monotonic()
-    settings = {
-        "index": str(args.index),
-        "queries": queries.uri,
-        "k": args.k,
-        "nprobe": args.nprobe,
-        "rerank": args.rerank,
-    }
+    settings = {**_settings(args, index), "queries": queries.uri}
     with watching(args, f"search {args.index}") as shown:
         shown(events.Started(operation="search", stages={"search": 1.0}, settings=settings))
         with open_hits(args.out, shape=(nq, args.k), settings=settings, overwrite=args.overwrite) as out:
@@ -98,7 +115,7 @@ def _to_file(args: argparse.Namespace, index: Any, queries: Store, nq: int) -> i
                 shown(events.Progress(stage="search", done=start + len(ids)))
         seconds = time.monotonic() - begun
         figures = {**settings, "out": str(out.path), "nq": nq, "seconds": round(seconds, 3)}
-        shown(events.StageFinished(stage="search", seconds=seconds))
+        shown(events.StageFinished(stage="search", seconds=seconds, figures={"queries": nq}))
         shown(events.Finished(operation="search", seconds=seconds, figures=figures))
     if args.json:
         print_json(figures)
@@ -123,14 +140,17 @@ def _print_table(found: Iterator[tuple[int, FloatArray, IntArray]]) -> None:
         print_lines(aligned([*header, *rows], right=(0, 1, 2, 3)))
 
 
-def _print_json(found: Iterator[tuple[int, FloatArray, IntArray]]) -> None:
-    """One document, written as it comes: as many queries as there are need no more memory."""
-    begin = '{"results": [\n'
-    for start, distances, ids in found:
-        for query, (line, hits) in enumerate(zip(distances, ids.tolist(), strict=True), start=start):
-            # The shortest digits that give the same float32; where there is no hit, no distance.
-            short = [float(str(value)) for value in line]
-            shown = [value if math.isfinite(value) else None for value in short]
-            print(f"{begin}{json.dumps({'query': query, 'ids': hits, 'distances': shown})}", end="")
-            begin = ",\n"
-    print("\n]}")
+def _print_json(settings: dict[str, Any], found: Iterator[tuple[int, FloatArray, IntArray]]) -> None:
+    """One document. It is kept aside until it is whole: an error must not leave half of one on stdout."""
+    begin = json.dumps(settings).removesuffix("}") + ', "results": [\n'
+    with tempfile.SpooledTemporaryFile(_KEPT_BYTES, mode="w+") as document:
+        for start, distances, ids in found:
+            for query, (line, hits) in enumerate(zip(distances, ids.tolist(), strict=True), start=start):
+                # The shortest digits that give the same float32; where there is no hit, no distance.
+                short = [float(str(value)) for value in line]
+                shown = [value if math.isfinite(value) else None for value in short]
+                document.write(f"{begin}{json.dumps({'query': query, 'ids': hits, 'distances': shown})}")
+                begin = ",\n"
+        document.write("\n]}\n")
+        document.seek(0)
+        shutil.copyfileobj(document, sys.stdout)

@@ -26,7 +26,7 @@ _SHOW_CURSOR = b"\x1b[?25h\n"
 def stop_on_signals(announce: Callable[[str], None]) -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one exits with status 130.
 
-    ``announce`` is called with a line for the user, in another thread. The handlers that were there
+    ``announce`` is called with a line for the user, in a thread of its own. The handlers that were there
     before are put back when the block ends. In a thread that is not the main one no handler can be
     set, and the event stays as it is.
     """
@@ -45,7 +45,8 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[threading.Event
                 if stop.is_set():
                     _leave()
                 stop.set()
-                announce(STOPPING)
+                # Not here: it may wait for a stream that nobody reads, and the second press must not.
+                threading.Thread(target=announce, args=(STOPPING,), daemon=True).start()
 
     before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

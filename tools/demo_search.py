@@ -1,4 +1,4 @@
-"""A process that opens an index and searches it, and nothing else: INDEX QUERIES.npy IDS.npy
+"""A process that opens an index and searches it, and nothing else: INDEX QUERIES.npy IDS.npy K
 
 Says how long that took and how much memory is its own: the index itself stays on disk.
 """
@@ -15,12 +15,10 @@ import ooc
 from ooc.mapping import private_bytes
 from ooc.units import format_bytes
 
-K = 10
 
-
-def main(index_path: str, queries_path: str, ids_path: str) -> None:
+def main(index_path: str, queries_path: str, ids_path: str, k: str) -> None:
     queries = np.load(queries_path)
-    ids = np.empty((len(queries), K), np.int64)
+    ids = np.empty((len(queries), int(k)), np.int64)
     seconds = np.empty(len(queries))
 
     began = time.perf_counter()
@@ -28,7 +26,7 @@ def main(index_path: str, queries_path: str, ids_path: str) -> None:
         opened = time.perf_counter() - began
         for i in range(len(queries)):
             began = time.perf_counter()
-            _, ids[i : i + 1] = index.search(queries[i : i + 1], k=K)
+            _, ids[i : i + 1] = index.search(queries[i : i + 1], k=int(k))
             seconds[i] = time.perf_counter() - began
         private = private_bytes()
 

@@ -37,7 +37,7 @@ def draw(snapshot: Snapshot, width: int, *, unicode: bool = True) -> list[Text]:
     """Lines of at most ``width`` columns: title, a line a stage, memory, notes."""
     width = min(width, _WIDTH_MOST)
     lines = [_title(snapshot, width)]
-    name_width = max((len(stage.name) for stage in snapshot.stages), default=0)
+    name_width = max(len(name) for name in ("memory", *(stage.name for stage in snapshot.stages)))
     for stage in snapshot.stages:
         lines += _stage(stage, name_width, width, unicode=unicode)
     if snapshot.private_bytes:
@@ -132,7 +132,7 @@ def _stage(stage: StageView, name_width: int, width: int, *, unicode: bool) -> l
     glyph = (_GLYPHS if unicode else _ASCII_GLYPHS)[stage.state]
     left = Text("  ").append(glyph, _GLYPH_STYLES[stage.state])
     left.append(f" {stage.name:<{name_width}}", _STYLES[stage.state])
-    if stage.state == "waiting":
+    if stage.state == "waiting" or (stage.state != "done" and stage.total <= 1):
         return [left]
     if stage.state == "done":
         left.append("  ").append(figures(stage), "dim")
@@ -156,7 +156,7 @@ def _stage(stage: StageView, name_width: int, width: int, *, unicode: bool) -> l
 
 
 def _memory(snapshot: Snapshot, name_width: int, width: int, *, unicode: bool) -> Text:
-    line = Text(f"    {'memory':<{name_width}}  " if name_width >= 6 else "    memory  ")
+    line = Text(f"    {'memory':<{name_width}}  ")
     text = _memory_text(snapshot)
     peak = f", peak {format_bytes(snapshot.peak_bytes)}"
     if snapshot.peak_bytes and len(line) + len(text) + len(peak) <= width:

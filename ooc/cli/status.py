@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -87,12 +88,19 @@ def _watch(path: Path) -> None:
     from ooc.cli.screen import Screen
 
     screen = Screen(sys.stdout)
+    snapshot = None
     with screen.shown():
         while (status := read_status(path)) is not None:
-            screen.paint(draw(_snapshot(path, status), screen.size()[0], unicode=screen.unicode))
+            snapshot = _snapshot(path, status)
+            screen.paint(draw(snapshot, screen.size()[0], unicode=screen.unicode))
             if status.state != "running":
                 return
             time.sleep(_LOOK_SECONDS)
+        # The file goes when the index is published; what was seen of it last is a moment old.
+        if snapshot is not None and _generation(path, None) is not None:
+            done = tuple(dataclasses.replace(stage, state="done") for stage in snapshot.stages)
+            snapshot = dataclasses.replace(snapshot, state="finished", stages=done)
+            screen.paint(draw(snapshot, screen.size()[0], unicode=screen.unicode))
 
 
 def _watch_log(path: Path) -> None:

@@ -136,8 +136,8 @@ def test_drawing_at_80_columns() -> None:
     lines = [line.plain.rstrip() for line in draw(SNAPSHOT, 80)]
     assert lines == [
         "build my.ooc                                          3:35 gone, about 6:40 left",
-        "  ✓ train   4 096 lists                                                    1:23",
-        "  ▸ fill    ━━━━━━━━━━━━━━━━━━━━────────────────────────────   41%    3:10 left",
+        "  ✓ train   4 096 lists                                                     1:23",
+        "  ▸ fill    ━━━━━━━━━━━━━━━━━━━━────────────────────────────   41%     3:10 left",
         "            4 100 000/10 000 000 rows  31 200 rows/s  128 MB/s",
         "  · merge",
         "    memory  ━━━━━━━━━━━━━━━━────  402 MiB of 512 MiB, peak 431 MiB",

@@ -124,6 +124,12 @@ class Store(ABC):
     def will_need(self, start: int, stop: int) -> None:  # noqa: B027 - advice, by default none
         """Start bringing in rows ``start`` to ``stop``; returns at once."""
 
+    def will_take(self, rows: IntArray) -> None:  # noqa: B027 - advice, by default none
+        """Start bringing in the rows with the given numbers; returns at once.
+
+        ``take`` does it by itself; for those who have something to do before they take the rows.
+        """
+
     def forget(self, start: int, stop: int) -> None:  # noqa: B027 - advice, by default none
         """Let the memory and the page cache let go of rows ``start`` to ``stop``."""
 

@@ -158,14 +158,22 @@ class MappedStore(Store):
     def take(self, rows: IntArray) -> AnyArray:
         """The rows with the given numbers, ``(len(rows), d)``, as a copy in the order asked for."""
         rows = check_rows(rows, self.n)
+        self.will_take(rows)
+        return self.gather(rows)
+
+    def will_take(self, rows: IntArray) -> None:
+        """Start reading the pages of the given rows, all at once; returns at once."""
+        for piece in self._pieces(check_rows(rows, self.n)):
+            if piece.file >= 0:
+                offsets = piece.offsets if piece.at is not None else np.sort(piece.offsets)
+                self._map(piece.file).will_need_each(offsets, self._width(piece.col))
+
+    def gather(self, rows: IntArray) -> AnyArray:
+        """As ``take``, for rows that were asked for with ``will_take`` before."""
+        rows = check_rows(rows, self.n)
         if len(rows) == 0:
             return np.empty((0, self.d), self.dtype)
         pieces = list(self._pieces(rows))
-        for piece in pieces:
-            if piece.file >= 0:
-                width = self._width(piece.col)
-                offsets = piece.offsets if piece.at is not None else np.sort(piece.offsets)
-                self._map(piece.file).will_need_each(offsets, width)
         if len(pieces) == 1 and pieces[0].at is None and pieces[0].file >= 0:
             gathered = _gather(self._map(pieces[0].file).bytes, pieces[0].offsets, self.row_bytes)
             return self._swap(gathered.view(self.dtype).reshape(len(rows), self.d))
@@ -213,6 +221,8 @@ class MappedStore(Store):
     def _pieces(self, rows: IntArray) -> Iterator[_Piece]:
         """What each file holds of the given rows; within a piece, offsets ascend unless it is all."""
         tiles = self._tiles
+        if len(rows) == 0:
+            return
         tile, inside = np.divmod(rows, tiles.rows)
         inside *= tiles.stride
         for j in range(tiles.file.shape[1]):

@@ -93,12 +93,19 @@ class MultiStore(Store):
         """The rows with the given numbers, as a copy in the order asked for."""
         rows = check_rows(rows, self.n)
         out = np.empty((len(rows), self.d), self.dtype)
-        order = np.argsort(rows, kind="stable")
-        bounds = np.searchsorted(rows[order], self._starts)
-        for i in np.flatnonzero(np.diff(bounds)).tolist():
-            at = order[bounds[i] : bounds[i + 1]]
-            out[at] = self._part(i).take(rows[at] - self._starts[i])
+        # All parts are asked before the first is waited for.
+        self.will_take(rows)
+        for i, at, inside in self._split(rows):
+            part = self._part(i)
+            out[at] = part.gather(inside) if isinstance(part, MappedStore) else part.take(inside)
         return out
+
+    def will_take(self, rows: IntArray) -> None:
+        """Start bringing in the rows with the given numbers; returns at once."""
+        for i, _, inside in self._split(check_rows(rows, self.n)):
+            part = self._parts[i]
+            if part is not None:
+                part.will_take(inside)
 
     def will_need(self, start: int, stop: int) -> None:
         """Start bringing in rows ``start`` to ``stop``; returns at once."""
@@ -151,6 +158,14 @@ class MultiStore(Store):
             if len(self._recent) > _OPEN_PARTS:
                 self._recent.popitem(last=False)
             return part
+
+    def _split(self, rows: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
+        """Which parts hold the rows, where in ``rows`` each one's stand, and its own numbers."""
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], self._starts)
+        for i in np.flatnonzero(np.diff(bounds)).tolist():
+            at = order[bounds[i] : bounds[i + 1]]
+            yield i, at, rows[at] - self._starts[i]
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Store, int, int]]:
         """The parts that hold rows ``start`` to ``stop``, each with its own span."""

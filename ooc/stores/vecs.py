@@ -35,7 +35,7 @@ class VecsStore(MappedStore):
             self._check_dims(np.arange(start, stop, dtype=np.int64))
         return rows
 
-    def take(self, rows: IntArray) -> AnyArray:
+    def gather(self, rows: IntArray) -> AnyArray:
         """The rows with the given numbers, as a copy in the order asked for.
 
         Raises
@@ -43,7 +43,7 @@ class VecsStore(MappedStore):
         DataError
             When one of the rows has another dimension than the first.
         """
-        taken = super().take(rows)
+        taken = super().gather(rows)
         self._check_dims(check_rows(rows, self.n))
         return taken
 

@@ -180,7 +180,11 @@ def _translated(where: str) -> Iterator[None]:
             hint="pip install 'ooc[remote]'; some kinds of URL need a package more (s3fs, gcsfs, adlfs).",
         ) from error
     except FileNotFoundError as error:
-        raise StoreError(f"there is no Zarr array or group at {where}", kind="store-missing") from error
+        raise StoreError(
+            f"there is no Zarr array or group at {where}",
+            kind="store-missing",
+            hint="From a URL, Zarr alone is read; copy a store of another format here first.",
+        ) from error
     except OSError as error:
         raise ResourceError(f"{where} cannot be reached: {error}", kind="store-unreadable") from error
     except Exception as error:  # zarr, fsspec and what is beneath raise what they like

@@ -186,6 +186,8 @@ class StoreContract:
             np.testing.assert_array_equal(store.read(3, 200), x[3:200])
             store.forget(0, store.n)
             store.will_need(5, 5)
+            store.will_take(np.array([store.n - 1, 0, 0]))
+            store.will_take(np.empty(0, np.int64))
             store.forget(5, 5)
             np.testing.assert_array_equal(store.read(3, 200), x[3:200])
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ooc.errors import StoreError
 from ooc.mapping import PAGE, MapPool, private_bytes
 from ooc.stores import open_store
 from ooc.stores.base import even_starts
 from ooc.stores.mapped import MappedStore, Tiles
+from ooc.types import AnyArray
 
 X = np.random.default_rng(2).standard_normal((300, 7)).astype(np.float32)
 
@@ -134,6 +138,67 @@ def test_forgotten_rows_leave_the_mapping(tmp_path: Path) -> None:
         full = resident()
         store.forget(0, store.n)
         assert resident() < full / 4
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[AnyArray, Tiles, list[bytes]]:
+    """An array, its tiles scattered in any order over a few files with some missing, and the files."""
+    n, d = draw(st.integers(1, 40)), draw(st.integers(1, 9))
+    rows, cols = draw(st.integers(1, 45)), draw(st.integers(1, 10))
+    dtype = np.dtype(draw(st.sampled_from(["<f4", ">f4", "<f2", ">f8", "i1", "u1"])))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    gap = draw(st.integers(0, 2)) * dtype.itemsize
+    down, across = -(-n // rows), -(-d // cols)
+    padded = rng.integers(0, 100, (down * rows, across * cols)).astype(dtype)
+    fill = draw(st.sampled_from([0.0, 3.0]))
+    count = draw(st.integers(1, 3))
+    files = [bytearray(rng.bytes(draw(st.integers(1, 9)))) for _ in range(count)]
+    file, offset = np.full((down, across), -1, np.int64), np.zeros((down, across), np.int64)
+    for at in rng.permutation(down * across).tolist():
+        i, j = divmod(at, across)
+        tile = padded[i * rows : (i + 1) * rows, j * cols : (j + 1) * cols]
+        if rng.random() < 0.2:
+            tile[...] = fill
+            continue
+        file[i, j] = which = int(rng.integers(count))
+        offset[i, j] = len(files[which])
+        for row in tile:
+            files[which] += row.tobytes() + b"?" * gap
+    tiles = Tiles(
+        rows=rows,
+        cols=cols,
+        stride=cols * dtype.itemsize + gap,
+        files=[str(i) for i in range(count)],
+        file=file,
+        offset=offset,
+        fill=fill,
+    )
+    return padded[:n, :d], tiles, [bytes(data) for data in files]
+
+
+@settings(max_examples=80)
+@given(layout=layouts(), data=st.data())
+def test_any_layout_of_tiles_reads_as_the_array(
+    tmp_path_factory: pytest.TempPathFactory, layout: tuple[AnyArray, Tiles, list[bytes]], data: st.DataObject
+) -> None:
+    x, tiles, files = layout
+    directory = tmp_path_factory.mktemp("layout")
+    for i, content in enumerate(files):
+        (directory / str(i)).write_bytes(content)
+    tiles = replace(tiles, files=[str(directory / name) for name in tiles.files])
+    n = len(x)
+    with MappedStore(uri="x", format="raw", shape=x.shape, dtype=x.dtype, tiles=tiles) as store:
+        np.testing.assert_array_equal(store.read(0, n), x)
+        start, stop = sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))
+        rows = store.read(start, stop)
+        assert rows.dtype.isnative
+        np.testing.assert_array_equal(rows, x[start:stop])
+        wanted = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=60)), np.int64)
+        np.testing.assert_array_equal(store.take(wanted), x[wanted])
+        store.will_need(start, stop)
+        store.forget(start, stop)
+        blocks = list(store.blocks(data.draw(st.integers(1, n + 1))))
+        np.testing.assert_array_equal(np.concatenate([b.rows for b in blocks]), x)
 
 
 def test_even_starts_end_with_n() -> None:

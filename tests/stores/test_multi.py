@@ -11,6 +11,8 @@ import pytest
 from ooc.errors import ArgumentError, StoreError
 from ooc.stores import multi, open_store
 from ooc.stores.array import ArrayStore
+from ooc.stores.mapped import MappedStore
+from ooc.types import AnyArray, IntArray
 
 X = np.random.default_rng(8).standard_normal((90, 4)).astype(np.float32)
 
@@ -64,3 +66,26 @@ def test_what_was_opened_is_closed_when_a_part_is_refused(monkeypatch: pytest.Mo
     with pytest.raises(ArgumentError):
         open_store([X[:5], 7])  # type: ignore[list-item]
     assert closed == [5]
+
+
+def test_all_parts_are_asked_before_the_first_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    will_take, gather = MappedStore.will_take, MappedStore.gather
+
+    def noted_will_take(self: MappedStore, rows: IntArray) -> None:
+        calls.append("ask")
+        will_take(self, rows)
+
+    def noted_gather(self: MappedStore, rows: IntArray) -> AnyArray:
+        calls.append("read")
+        return gather(self, rows)
+
+    monkeypatch.setattr(MappedStore, "will_take", noted_will_take)
+    monkeypatch.setattr(MappedStore, "gather", noted_gather)
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", X[i * 30 : i * 30 + 30])
+    with open_store(tmp_path) as store:
+        np.testing.assert_array_equal(store.take(np.array([80, 2, 31])), X[[80, 2, 31]])
+    assert calls == ["ask"] * 3 + ["read"] * 3

@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import ooc
+    from ooc.search.searcher import open_index
 
-    with ooc.open_index(args.index, store=args.store) as index:
+    with open_index(args.index, store=args.store) as index:
         info = index.info()
     if args.json:
         print_json(info)

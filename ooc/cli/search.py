@@ -61,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"--first must be at least 1, not {args.first}", kind="first")
     if args.overwrite and not args.out:
         raise ArgumentError("--overwrite goes with --out", kind="usage")
-    import ooc
+    from ooc.search.searcher import open_index
+    from ooc.stores import open_store
 
-    with ooc.open_index(args.index, store=args.store) as index, ooc.open_store(args.queries) as queries:
+    with open_index(args.index, store=args.store) as index, open_store(args.queries) as queries:
         nq = queries.n if args.first is None else min(args.first, queries.n)
         if args.out:
             return _to_file(args, index, queries, nq)

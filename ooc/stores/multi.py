@@ -117,6 +117,14 @@ class MultiStore(Store):
         for part, begin, end in self._spans(start, stop):
             part.forget(begin, end)
 
+    def describe(self) -> str:
+        """One line for people; a list of many parts is not spelled out."""
+        line = super().describe()
+        if not self.uri.startswith('["'):
+            return line
+        parts = f"{len(self._uris)} parts from {self._uris[0]} to {self._uris[-1]}"
+        return line.replace(self.uri, parts, 1)
+
     def close(self) -> None:
         """Close every part; may be called twice."""
         self._closed = True

@@ -71,27 +71,30 @@ def _open_named(text: str) -> Store:
     if text.startswith('["'):
         # The uri of a store of several parts.
         return _open_parts(_part_names(text))
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
     if text.startswith("~"):
         text = str(Path(text).expanduser())
+    text = text.removeprefix("file://")
+    try:
+        return _open_text(text)
+    except OSError as error:
+        raise ResourceError(
+            f"{text} cannot be read: {error.strerror or error}", kind="store-unreadable"
+        ) from error
+
+
+def _open_text(text: str) -> Store:
     text, dataset = (text, None) if Path(text).exists() else split_dataset(text)
     if _URL.match(text):
         from ooc.stores.zarr import open_url
 
         return open_url(text, dataset)
     path = Path(text).absolute()
-    try:
-        if path.is_dir() and not is_zarr(path):
-            return _open_directory(path, dataset)
-        if path.exists():
-            return _open_path(path, dataset)
-        if glob.has_magic(text):
-            return _open_glob(text, dataset)
-    except OSError as error:
-        raise ResourceError(
-            f"{path} cannot be read: {error.strerror or error}", kind="store-unreadable"
-        ) from error
+    if path.is_dir() and not is_zarr(path):
+        return _open_directory(path, dataset)
+    if path.exists():
+        return _open_path(path, dataset)
+    if glob.has_magic(text):
+        return _open_glob(text, dataset)
     raise StoreError(f"there is nothing at {path}", kind="store-missing", hint=_nearest(path))
 
 

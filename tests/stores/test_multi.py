@@ -89,3 +89,14 @@ def test_all_parts_are_asked_before_the_first_is_read(
     with open_store(tmp_path) as store:
         np.testing.assert_array_equal(store.take(np.array([80, 2, 31])), X[[80, 2, 31]])
     assert calls == ["ask"] * 3 + ["read"] * 3
+
+
+def test_long_list_is_described_by_its_ends(tmp_path: Path) -> None:
+    names = [tmp_path / f"{i}.npy" for i in range(5)]
+    for name in names:
+        np.save(name, X[:3])
+    with open_store(names) as store:
+        assert f"5 parts from {names[0]} to {names[4]} (npy, 15 x 4 float32, mapped)" in repr(store)
+        with open_store(store.uri) as again:
+            assert again.uri == store.uri
+            assert again.n == 15

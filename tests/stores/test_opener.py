@@ -255,6 +255,29 @@ def test_unreadable_file_is_a_resource_error(here: Path, monkeypatch: pytest.Mon
     assert "Permission denied" in refused("x.npy", "store-unreadable", ResourceError)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits on names differ")
+def test_name_the_system_cannot_take_is_a_resource_error() -> None:
+    assert "too long" in refused("x" * 5000, "store-unreadable", ResourceError)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8", "uint8"])
+def test_each_dtype_in_each_format(here: Path, dtype: str) -> None:
+    x = (X * 50 + 100).clip(0, 120).astype(dtype)
+    np.save("x.npy", x)
+    with h5py.File("x.h5", "w") as file:
+        file["raw"] = x
+        file.create_dataset("packed", data=x, chunks=(16, 5), compression="gzip")
+    for zarr_format in (2, 3):
+        zarr.create_array(f"raw{zarr_format}.zarr", data=x, zarr_format=zarr_format, compressors=None)
+        zarr.create_array(f"packed{zarr_format}.zarr", data=x, zarr_format=zarr_format, chunks=(16, 5))
+    specs = ["x.npy", "x.h5::raw", "raw2.zarr", "raw3.zarr", "x.h5::packed", "packed2.zarr", "packed3.zarr"]
+    for spec in specs:
+        with open_store(spec) as store:
+            assert store.dtype == np.dtype(dtype)
+            assert store.mapped is ("packed" not in spec)
+            np.testing.assert_array_equal(store.take(np.arange(60)), x)
+
+
 def test_missing_library_names_the_extra(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "a_library_that_is_not_there", None)
     (here / "reader_of_something.py").write_text("import a_library_that_is_not_there")

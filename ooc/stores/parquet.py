@@ -105,17 +105,20 @@ class ArrowStore(_ColumnStore):
         path: Path,
         source: pa.MemoryMappedFile,
         field: pa.Field,
-        position: int,
+        *,
         d: int,
         lengths: list[int],
+        compressed: bool,
     ) -> None:
-        options = pa.ipc.IpcReadOptions(included_fields=[position])
+        # Leaving columns out saves their decompression, but makes copies where there is none to save.
+        position = pa.ipc.open_file(source).schema.get_field_index(field.name)
+        options = pa.ipc.IpcReadOptions(included_fields=[position]) if compressed else None
         self._source = source
         self._reader = pa.ipc.open_file(source, options=options)
         super().__init__(path, format="arrow", field=field, d=d, lengths=lengths)
 
     def _load(self, index: int) -> list[pa.Array]:
-        return [self._reader.get_batch(index).column(0)]
+        return [self._reader.get_batch(index).column(self._column)]
 
     def close(self) -> None:
         super().close()
@@ -145,7 +148,7 @@ def open_parquet(path: Path, dataset: str | None) -> Store:
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, "Parquet", error) from error
     try:
-        field, _ = _choose(path, file.schema_arrow, dataset)
+        field = _choose(path, file.schema_arrow, dataset)
         d = _fixed_size(field)
         if d is None:
             first = next(file.iter_batches(batch_size=1, columns=[field.name]), None)
@@ -162,19 +165,19 @@ def open_arrow(path: Path, dataset: str | None) -> Store:
     try:
         source = pa.memory_map(str(path))
         reader = pa.ipc.open_file(source)
-        lengths = _batch_lengths(source, path)
+        lengths, compressed = _scan_batches(source, path)
     except (pa.ArrowException, OSError, struct.error) as error:
         if source is not None:
             source.close()
         raise _unreadable(path, "an Arrow file", error) from error
     try:
-        field, position = _choose(path, reader.schema, dataset)
+        field = _choose(path, reader.schema, dataset)
         d = _fixed_size(field)
         if d is None:
             index = next((i for i, length in enumerate(lengths) if length), None)
-            column = None if index is None else reader.get_batch(index).column(position)
+            column = None if index is None else reader.get_batch(index).column(field.name)
             d = _first_length(column, f"{path}::{field.name}")
-        return ArrowStore(path, source, field, position, d, lengths)
+        return ArrowStore(path, source, field, d=d, lengths=lengths, compressed=compressed)
     except BaseException:
         source.close()
         raise
@@ -194,14 +197,14 @@ def _is_vectors(type_: pa.DataType) -> bool:
     return lists and type_.value_type in _DTYPES
 
 
-def _choose(path: Path, schema: pa.Schema, dataset: str | None) -> tuple[pa.Field, int]:
-    """The column of vectors and its position."""
+def _choose(path: Path, schema: pa.Schema, dataset: str | None) -> pa.Field:
+    """The column of vectors."""
     candidates = [field.name for field in schema if _is_vectors(field.type)]
     there = f"Columns of vectors in it: {', '.join(candidates)}." if candidates else None
     if dataset is not None:
         name = dataset.strip("/")
         if name in candidates:
-            return schema.field(name), schema.get_field_index(name)
+            return schema.field(name)
         if name not in schema.names:
             raise StoreError(
                 f"{path} has no column {name!r}",
@@ -223,7 +226,7 @@ def _choose(path: Path, schema: pa.Schema, dataset: str | None) -> tuple[pa.Fiel
             else f"It has {', '.join(schema.names) or 'no columns'}; vectors are lists of "
             f"{', '.join(_DTYPES.values())}.",
         )
-    return schema.field(candidates[0]), schema.get_field_index(candidates[0])
+    return schema.field(candidates[0])
 
 
 def _fixed_size(field: pa.Field) -> int | None:
@@ -266,18 +269,20 @@ def _matrix(array: pa.Array, d: int, row: int, where: str) -> AnyArray:
     return np.asarray(values.to_numpy(zero_copy_only=True)).reshape(-1, d)
 
 
-def _batch_lengths(source: pa.MemoryMappedFile, path: Path) -> list[int]:
-    """Rows of each record batch, from the messages alone: pyarrow would decompress every batch for it.
+def _scan_batches(source: pa.MemoryMappedFile, path: Path) -> tuple[list[int], bool]:
+    """Rows of each record batch, and whether any is compressed.
+
+    From the messages alone: pyarrow would decompress every batch for it.
 
     The footer and the messages are flatbuffers (Arrow columnar format, "IPC file format").
     """
     size = source.size()
     (length,) = struct.unpack("<i", source.read_at(4, size - 10))
     footer = source.read_at(length, size - 10 - length)
-    lengths = []
+    lengths, compressed = [], False
     at = _flat_field(footer, _flat_root(footer), 3)
     if at is None:
-        return []
+        return [], False
     vector = at + struct.unpack_from("<I", footer, at)[0]
     (count,) = struct.unpack_from("<I", footer, vector)
     for i in range(count):
@@ -288,9 +293,11 @@ def _batch_lengths(source: pa.MemoryMappedFile, path: Path) -> list[int]:
         header = _flat_field(message, _flat_root(message), 2)
         if header is None:
             raise pa.ArrowInvalid(f"record batch {i} of {path} has no header")
-        place = _flat_field(message, header + struct.unpack_from("<I", message, header)[0], 0)
+        batch = header + struct.unpack_from("<I", message, header)[0]
+        place = _flat_field(message, batch, 0)
+        compressed |= _flat_field(message, batch, 3) is not None
         lengths.append(0 if place is None else struct.unpack_from("<q", message, place)[0])
-    return lengths
+    return lengths, compressed
 
 
 def _flat_root(buffer: bytes) -> int:

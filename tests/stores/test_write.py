@@ -38,6 +38,17 @@ SETTINGS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here cuts the power: killed processes lose no write that the system took."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None, raising=False)
+
+
+def files(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
 def read_all(name: str) -> np.ndarray:
     with ooc.open_store(name) as store:
         return np.array(store.read(0, store.n))
@@ -168,7 +179,7 @@ def test_known_length_lies_in_one_piece_and_appears_when_whole(tmp_path: Path) -
     with h5py.File(path, "r") as file:
         assert file["vectors"].chunks is None
         np.testing.assert_array_equal(file["vectors"][:], ROWS)
-    assert os.listdir(tmp_path) == ["x.h5"]
+    assert files(tmp_path) == ["x.h5"]
 
 
 def test_known_length_that_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
@@ -179,7 +190,7 @@ def test_known_length_that_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
         writer.append(ROWS[:11])
     with pytest.raises(KeyError), create_store(path, d=6, n=333) as writer:
         raise KeyError
-    assert os.listdir(tmp_path) == []
+    assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -272,7 +283,7 @@ def test_wrong_arguments_are_named_and_nothing_is_written(
     with pytest.raises(ArgumentError) as caught:
         create_store(target, **{"d": 6, **options})
     assert caught.value.kind == kind
-    assert os.listdir(tmp_path) == []
+    assert files(tmp_path) == []
 
 
 def test_a_closed_writer_takes_no_rows_and_closes_twice(tmp_path: Path) -> None:
@@ -295,7 +306,6 @@ def test_a_failed_write_keeps_the_durable_prefix(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(os, "fdatasync", full, raising=False)
     with pytest.raises(ResourceError) as caught:
         writer.append(ROWS[64:])
     assert caught.value.kind == "disk-full"
@@ -308,6 +318,28 @@ def test_a_failed_write_keeps_the_durable_prefix(tmp_path: Path, monkeypatch: py
     with create_store(tmp_path / "x.zarr", d=6, append=True) as again:
         again.append(ROWS[again.n :])
     np.testing.assert_array_equal(read_all(str(tmp_path / "x.zarr")), ROWS)
+
+
+def test_zarr_chunks_are_flushed_before_their_names_and_the_record_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, int | str]] = []
+    replace = os.replace
+
+    def note_replace(source: Path, target: Path) -> None:
+        assert steps[-1] == ("flushed", Path(source).stat().st_ino)
+        steps.append(("named", Path(target).name))
+        replace(source, target)
+
+    writer = create_store(tmp_path / "x.zarr", d=6, chunk_rows=64, zarr_format=2)
+    monkeypatch.setattr(os, "fsync", lambda fd: steps.append(("flushed", os.fstat(fd).st_ino)))
+    monkeypatch.setattr(os, "replace", note_replace)
+    writer.append(ROWS[:200])
+    names = [step for step in steps if step[0] == "named"]
+    assert names == [("named", "0.0"), ("named", "1.0"), ("named", "2.0"), ("named", ".zarray")]
+    folder = (tmp_path / "x.zarr").stat().st_ino
+    assert all(steps[steps.index(name) + 1] == ("flushed", folder) for name in names)
+    writer.close()
 
 
 def test_default_chunks_are_a_few_megabytes() -> None:
@@ -382,7 +414,7 @@ def test_the_mark_of_a_killed_hdf5_writer_is_cleared_as_the_library_would(tmp_pa
     block = bytearray(before)
     block[11] = 5
     path.write_bytes(block)
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError, match="clear file consistency flags"):
         h5py.File(path, "r")
     assert clear_open_mark(path)
     # Our checksum of the superblock is the library's.

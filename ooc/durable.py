@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from ooc.errors import IndexDirError, ResourceError
@@ -31,6 +32,7 @@ __all__ = [
     "CHECK_BYTES",
     "DurableFile",
     "RowsFile",
+    "as_bytes",
     "block_checksums",
     "make_directory",
     "partial_name",
@@ -77,6 +79,13 @@ def translated(path: Path, doing: str) -> Iterator[None]:
         raise ResourceError(f"{doing} {path} failed: {error}", kind="io") from error
 
 
+def as_bytes(data: AnyArray | bytes | memoryview) -> memoryview:
+    """The bytes of a buffer or of a C-contiguous array, not copied."""
+    if isinstance(data, bytes | memoryview):
+        return memoryview(data).cast("B")
+    return data.reshape(-1).view(np.uint8).data
+
+
 class DurableFile:
     """A file in the making: written front to back, checksummed on the way, published by ``commit``.
 
@@ -113,7 +122,7 @@ class DurableFile:
 
     def write(self, data: AnyArray | bytes | memoryview) -> None:
         """Append the bytes of a buffer or of a C-contiguous array."""
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
+        view = as_bytes(data)
         self._update(view)
         with translated(self.path, "writing"):
             rest = view
@@ -308,7 +317,7 @@ class RowsFile:
 
     def write(self, offset: int, data: AnyArray) -> None:
         """Write a C-contiguous array ``offset`` bytes after the header."""
-        rest = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
+        rest = as_bytes(data)
         at = self._begin + offset
         with translated(self.path, "writing"):
             while len(rest):

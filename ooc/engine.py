@@ -204,6 +204,8 @@ class Codec:
         """Train the code on ``(m, d_code)`` transformed rows; the centroids must be set."""
         if hasattr(self._ivf, "pq"):
             self._ivf.pq.cp.min_points_per_centroid = 1  # else faiss warns on the process's stderr
+            # What the factory turns on and no search here uses: it is nearly all of the training.
+            self._ivf.do_polysemous_training = False
         # One thread: sums in k-means of a product quantizer depend on how the rows are divided.
         with threads_limited(1):
             self._ivf.train(_vectors(y, self.d_code))

@@ -22,7 +22,7 @@ from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error, npy_header
 from ooc.build.train import Template
 from ooc.build.workers import in_order, workers
-from ooc.durable import DurableFile, RowsFile, make_directory, read_json, write_json
+from ooc.durable import DurableFile, RowsFile, as_bytes, make_directory, read_json, write_json
 from ooc.errors import IndexDirError, Stopped
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import write_sorted
@@ -211,7 +211,7 @@ def _encode(block: Block, plan: Plan, template: Template, copies: RowsFile | Non
     if copies is not None:
         rows = _copied(block.rows, plan)
         copies.write(block.start * rows.shape[1] * rows.dtype.itemsize, rows)
-        checksum = xxhash.xxh3_128_hexdigest(memoryview(rows).cast("B"))  # type: ignore[arg-type]
+        checksum = xxhash.xxh3_128_hexdigest(as_bytes(rows))
     return _Encoded(
         start=block.start,
         count=len(block.rows),

@@ -108,16 +108,18 @@ class _Run:
         live = self._layout.live() if self._layout.is_index() else None
         if live is not None:
             return self._nothing_to_do(plan, live)
-        fresh = not self._layout.root.exists() or not any(self._layout.root.iterdir())
+        fresh = not self._layout.is_index()
         build_dir = self._layout.build(plan.digest)
         check_disk(self._layout.root, needed=plan.peak_disk_bytes - _bytes_below(build_dir))
-        self._layout.claim(Header(d=plan.d, metric=plan.metric))
+        self._layout.claim(Header(d=plan.d, metric=plan.metric))  # refuses what is not ours
         try:
             with publisher(self._layout.lock):
                 live = self._layout.live()
                 if live is not None:  # another process was quicker
                     return self._nothing_to_do(plan, live)
                 return self._build(plan, build_dir)
+        except Stopped:
+            raise
         except (OocError, OSError):
             if fresh and not shards_done(build_dir):
                 remove_tree(self._layout.root)  # nothing durable was made: leave nothing behind
@@ -199,6 +201,7 @@ class _Run:
                     settings=plan.to_record(),
                 )
             )
+            self._emit(StageFinished(stage="plan", seconds=self._stages["plan"]["seconds"]))
             segment = self._layout.segment(_SEGMENT)
             if not segment.record.exists():
                 template = self._train(plan, build_dir)
@@ -209,8 +212,8 @@ class _Run:
             status.stopped("stopped")
             error.hint = "Everything finished so far is kept; the same command goes on from there."
             raise
-        except BaseException:
-            status.stopped("failed")
+        except BaseException as error:
+            status.stopped("failed", str(error))
             raise
 
     def _train(self, plan: Plan, build_dir: Path) -> Template:
@@ -410,7 +413,7 @@ def _shares(plan: Plan) -> dict[str, float]:
         "plan": 0.1,
         "sample": plan.sample_rows * pick,
         "train": 2 * training_rows(plan) * plan.d * plan.nlist * multiply,
-        "fill": 2 * rows * plan.nlist * multiply + rows * 2e-8,
+        "fill": 2 * rows * plan.nlist * multiply + rows * 1.5e-8 + plan.n * 4e-6,
         "merge": 2 * lists * byte + 0.1,
         "publish": 0.1,
     }

@@ -8,6 +8,7 @@ import numpy as np
 
 from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
+from ooc.vectors import normalise
 
 __all__ = ["Prepared", "prepare"]
 
@@ -39,20 +40,12 @@ def prepare(rows: AnyArray, metric: Metric) -> Prepared:
     # A sum of squares is finite only where every value is: one pass finds the suspects, and only
     # those are looked at value by value (large finite values overflow the sum as well).
     suspects = np.flatnonzero(~np.isfinite(squares))
-    bad = suspects[:0]
-    if len(suspects):
-        bad = suspects[~np.isfinite(x[suspects]).all(axis=1)]
-        if x is rows or np.shares_memory(x, rows):
+    bad = suspects[~np.isfinite(x[suspects]).all(axis=1)]
+    if len(bad):
+        if np.shares_memory(x, rows):
             x = x.copy()
         x[bad] = 0
-        squares[bad] = 0
     if metric != "cosine":
         return Prepared(x=x, bad=bad, zeros=0)
-    norms = np.sqrt(squares)
-    # Squares under- and overflow where the values do not: those few rows are measured in float64.
-    odd = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-15))
-    if len(odd):
-        norms[odd] = np.linalg.norm(x[odd].astype(np.float64), axis=1)
-    zero = norms == 0
-    norms[zero] = 1
-    return Prepared(x=x / norms[:, None], bad=bad, zeros=int(zero.sum()) - len(bad))
+    x, zeros = normalise(x)
+    return Prepared(x=x, bad=bad, zeros=zeros - len(bad))

@@ -12,8 +12,9 @@ import numpy as np
 
 from ooc.stores.base import Store, as_float32
 from ooc.types import FloatArray, IntArray, Metric
+from ooc.vectors import normalise
 
-__all__ = ["best", "distances", "exhaustive", "merge_best", "unit", "worst"]
+__all__ = ["best", "distances", "exhaustive", "merge_best", "worst"]
 
 #: Gathered rows are compared this many bytes at a time.
 _GATHER_BYTES = 16 * 1024 * 1024
@@ -26,13 +27,6 @@ _MARGIN = 64
 def worst(metric: Metric) -> float:
     """The distance of what is not there."""
     return float("inf") if metric == "l2" else float("-inf")
-
-
-def unit(x: FloatArray) -> FloatArray:
-    """Rows divided by their length; zero rows stay zero."""
-    norms: FloatArray = np.linalg.norm(x, axis=-1, keepdims=True)
-    norms[norms == 0] = 1
-    return x / norms
 
 
 def distances(xq: FloatArray, ids: IntArray, store: Store, metric: Metric) -> FloatArray:
@@ -52,7 +46,7 @@ def distances(xq: FloatArray, ids: IntArray, store: Store, metric: Metric) -> Fl
             continue
         x = as_float32(store.take(rows))
         if metric == "cosine":
-            x = unit(x)
+            x, _ = normalise(x)
         queries = np.repeat(np.arange(first, first + len(some)), there.sum(axis=1))
         out[first : first + at_once][there] = _pairs(xq, queries, x, place, metric)
     return out
@@ -126,7 +120,7 @@ def exhaustive(
         rows = block.rows if len(ids) == len(block.rows) else block.rows[ids - block.start]
         x = as_float32(rows)
         if metric == "cosine":
-            x = unit(x)
+            x, _ = normalise(x)
         scores = xq @ x.T
         if metric == "l2":
             scores = np.einsum("ij,ij->i", x, x) - 2 * scores  # |q|² is the same for all rows

@@ -20,10 +20,11 @@ from ooc.durable import read_json
 from ooc.errors import ArgumentError, ConflictError, DataError, IndexDirError, OocError, StoreError
 from ooc.index.layout import Layout
 from ooc.index.segment import Segment
-from ooc.search.exact import best, distances, exhaustive, unit
+from ooc.search.exact import best, distances, exhaustive
 from ooc.stores import Store, open_store
 from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, PathOrStr, StoreLike
+from ooc.vectors import normalise
 
 __all__ = ["Index", "open_index"]
 
@@ -324,7 +325,7 @@ class Index:
                 f"({int((~finite).sum())} of {len(queries)} queries do)",
                 kind="query-values",
             )
-        return unit(queries) if self.metric == "cosine" else queries
+        return normalise(queries)[0] if self.metric == "cosine" else queries
 
     def _nprobe(self, nprobe: int | None) -> int:
         if nprobe is None:

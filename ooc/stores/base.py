@@ -46,7 +46,7 @@ class Block:
     """Consecutive rows of a store.
 
     ``rows`` is ``(m, d)`` in the store's dtype, read-only, and for a mapped store a view of the
-    file: it must not be used after the next block was asked for.
+    file: it stays right, but after the next two blocks were asked for its pages may be read again.
     """
 
     start: int
@@ -175,7 +175,9 @@ class Store(ABC):
             end = min(begin + rows, stop)
             self.will_need(end, min(end + rows, stop))
             yield Block(start=begin, rows=self.read(begin, end))
-            self.forget(begin, end)
+            # One block behind: threads may still be at work on the last part of this one.
+            self.forget(max(begin - rows, start), begin)
+        self.forget(max(start, stop - rows), stop)
 
     def _decoded_blocks(self, rows: int, start: int, stop: int) -> Iterator[Block]:
         ready: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=1)

@@ -1,0 +1,39 @@
+"""Small collections that behave like embeddings, and exact search by numpy to hold answers against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ooc.types import AnyArray, FloatArray, IntArray
+
+
+def embeddings(n: int, d: int, seed: int = 0, *, topics: int = 60) -> FloatArray:
+    """Rows around Zipf-weighted topics with noise of falling spectrum: neither blobs nor white noise."""
+    rng = np.random.default_rng([seed, n, d])
+    spectrum = np.arange(1, d + 1) ** -0.5
+    centres = rng.standard_normal((topics, d)) * spectrum
+    weights = 1 / np.arange(1, topics + 1)
+    which = rng.choice(topics, n, p=weights / weights.sum())
+    x = centres[which] + 0.7 * rng.standard_normal((n, d)) * spectrum
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def exact_search(x: AnyArray, xq: AnyArray, k: int, metric: str) -> tuple[FloatArray, IntArray]:
+    """The ``k`` nearest by comparing all pairs in float64; ties in the order of the rows."""
+    a, b = x.astype(np.float64), xq.astype(np.float64)
+    if metric == "cosine":
+        a = a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-300)
+        b = b / np.maximum(np.linalg.norm(b, axis=1, keepdims=True), 1e-300)
+    if metric == "l2":
+        found = np.stack([((a - q) ** 2).sum(axis=1) for q in b]) if len(b) else np.empty((0, len(a)))
+        order = np.argsort(found, axis=1, kind="stable")[:, :k]
+    else:
+        found = b @ a.T
+        order = np.argsort(-found, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(found, order, axis=1).astype(np.float32), order.astype(np.int64)
+
+
+def recall(found: IntArray, exact: IntArray) -> float:
+    """The share of the exact neighbours that were found."""
+    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found, exact, strict=True))
+    return hits / exact.size

@@ -372,7 +372,7 @@ print(peak - before)
 
 
 CONVERTER = """
-import sys
+import sys, time
 from ooc import events
 from ooc.stores import convert as module, write_raw
 write_raw._FLUSH_BYTES = module._BLOCK_BYTES = 64 * 1024
@@ -381,6 +381,7 @@ src, dst, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 def tell(event):
     if isinstance(event, (events.StageStarted, events.Progress)):
         print(event.done, flush=True)
+        time.sleep(0.003)  # so that it is not done before it is killed
 print(module.convert(src, dst, observer=tell, **options)["resumed_rows"], flush=True)
 """
 
@@ -402,7 +403,7 @@ def test_a_killed_conversion_goes_on_and_ends_equal(
     rows = np.random.default_rng(1).standard_normal((20_000, 32)).astype(np.float32)
     np.save(tmp_path / "src.npy", rows)
     begun: list[int] = []
-    for wait in (2, 12, 25):
+    for wait in (2, 8, 10):
         child = subprocess.Popen(
             [sys.executable, "-c", CONVERTER, str(tmp_path / "src.npy"), str(tmp_path / name), repr(options)],
             stdout=subprocess.PIPE,
@@ -417,9 +418,7 @@ def test_a_killed_conversion_goes_on_and_ends_equal(
         child.send_signal(signal.SIGKILL)
         child.stdout.close()
         child.wait()
-        if (tmp_path / name.partition("::")[0]).exists():
-            break  # it was quicker
-    figures = convert(tmp_path / "src.npy", tmp_path / name, overwrite=True, **options)
+    figures = convert(tmp_path / "src.npy", tmp_path / name, **options)
     if resumable:
         assert begun == sorted(begun)
         assert figures["resumed_rows"] >= begun[-1]

@@ -18,6 +18,7 @@ from ooc.errors import MissingExtraError, ResourceError, StoreError
 from ooc.stores.base import Store, check_dtype, check_shape, even_starts
 from ooc.stores.choose import Arrays, choose_array, refuse_missing
 from ooc.stores.chunked import ChunkedStore
+from ooc.stores.hdf5_journal import open_for_reading
 from ooc.stores.mapped import MappedStore, Tiles, one_tile
 from ooc.types import AnyArray
 from ooc.units import MIB
@@ -96,7 +97,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Store:
         When its filter is not installed.
     """
     try:
-        file = _open_file(path)
+        file = open_for_reading(path)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be opened as HDF5: {error}",
@@ -115,19 +116,6 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Store:
     if store.mapped:
         file.close()
     return store
-
-
-def _open_file(path: Path) -> h5py.File:
-    """The file, also where a writer that appends to it lives or was killed."""
-    try:
-        return h5py.File(path, "r")
-    except OSError:
-        try:
-            # In single-writer-multiple-reader mode what is in the file is whole at any instant.
-            return h5py.File(path, "r", libver="latest", swmr=True)
-        except OSError:
-            pass
-        raise
 
 
 def _open_dataset(path: Path, file: h5py.File, dataset: h5py.Dataset) -> Store:

@@ -297,10 +297,10 @@ def create_store(
 ) -> StoreWriter:
     """Make a Zarr or HDF5 store and return its writer; or go on with one that is there.
 
-    A process killed at any instant leaves a store that opens and holds a prefix of the appended rows.
-    A power cut does no more to Zarr; to a growing HDF5 file it may do harm while rows are appended,
-    as HDF5 does not order its writes for the disk. A growing HDF5 file can be read meanwhile
-    (``h5py.File(path, swmr=True)``), and is in that state too after its writer was killed.
+    A process killed at any instant, or a power cut, leaves a store that ``open_store`` opens and that
+    holds a prefix of the appended rows. Beside an HDF5 store lies a journal (``.NAME.journal``) while
+    it grows; where one was left behind, opening it with ``append=True`` puts the file in order for
+    other programs too.
 
     Parameters
     ----------

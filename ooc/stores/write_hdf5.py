@@ -1,16 +1,13 @@
 """HDF5 stores in the making.
 
-A growing dataset is written in HDF5's single-writer-multiple-reader mode, which orders the writes so
-that the file on disk is whole at any instant: chunks, their index, then the new shape. What a killed
-writer leaves is marked "open for writing"; such a file is readable with ``swmr=True`` as it is, and
-the mark is cleared when it is appended to again. A dataset of known length lies in one piece and is
-written by ``write_raw``; its metadata never changes.
+A growing dataset is chunked and written through ``hdf5_journal``: what was appended is recorded in
+steps that happen whole or not at all. A dataset of known length lies in one piece and is written by
+``write_raw``; its metadata never changes.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,15 @@ import numpy as np
 
 from ooc.durable import partial_name, rename, sync_directory, translated
 from ooc.errors import ArgumentError, ConflictError
-from ooc.mapping import drop_cached
+from ooc.stores.hdf5_journal import JournaledFile, apply_journal
 from ooc.stores.write import ChunkedWriter, lock_for_writing, remove_unlocked
 from ooc.stores.write_raw import RawLayout, RawWriter
 from ooc.types import AnyArray
+from ooc.units import MIB
 
 __all__ = [
     "HDF5_COMPRESSIONS",
     "Hdf5Writer",
-    "clear_open_mark",
     "contiguous_layout",
     "contiguous_writer",
     "dataset_name",
@@ -35,10 +32,8 @@ __all__ = [
 
 HDF5_COMPRESSIONS = ("none", "gzip", "lzf")
 
-#: The file format of HDF5 1.10: the first with single-writer-multiple-reader mode.
-_LIBVER = ("v110", "v110")
-
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+#: Rows are committed in steps of about this size.
+_STEP_BYTES = 32 * MIB
 
 
 def dataset_name(dataset: str | None) -> str:
@@ -75,23 +70,20 @@ class Hdf5Writer(ChunkedWriter):
         if not path.exists():
             _create(path, dataset_name(dataset), d, dtype, chunk_rows, compression)
         self._file: h5py.File | None = None
-        self._fd = -1
+        self._journal: JournaledFile | None = None
+        self._lock = lock_for_writing(path)
         try:
-            clear_open_mark(path)
+            with translated(path, "mending"):
+                apply_journal(path)
+            # Readers may come, and lock the file as HDF5 does; a second writer may not.
+            os.close(self._lock)
+            self._lock = lock_for_writing(path, shared=True)
             name = _appendable(path, dataset, d, dtype)
-            try:
-                self._file = h5py.File(path, "r+", libver=_LIBVER)
-            except OSError as error:
-                raise ConflictError(
-                    f"{path} cannot be opened for writing: {error}",
-                    kind="store-busy",
-                    hint="Close it elsewhere first.",
-                ) from error
+            self._journal = JournaledFile(path)
+            self._file = h5py.File(self._journal, "r+")
             self._data = self._file[name]
-            self._file.swmr_mode = True
-            # Readers may come; a second writer, who would clear the mark, may not.
-            self._fd = lock_for_writing(path, shared=True)
         except BaseException:
+            self._state = "failed"
             self._release()
             raise
         unit, n = self._data.chunks[0], self._data.shape[0]
@@ -101,26 +93,42 @@ class Hdf5Writer(ChunkedWriter):
             self._keep(self._data[n - n % unit : n])
 
     def _write(self, start: int, rows: AnyArray) -> None:
-        stop = start + len(rows)
+        assert self._file is not None
+        assert self._journal is not None
+        step = self.unit * max(1, _STEP_BYTES // (self.unit * self.d * self.dtype.itemsize))
         with translated(self._path, "writing"):
-            self._data.resize((stop, self.d))
-            self._data[start:stop] = rows
-            self._data.flush()
-            os.fsync(self._fd)
-            drop_cached(self._fd)
+            for begin in range(start, start + len(rows), step):
+                end = min(begin + step, start + len(rows))
+                self._journal.same = self._begun_chunk(begin)
+                self._data.resize((end, self.d))
+                self._data[begin:end] = rows[begin - start : end - start]
+                self._file.flush()
+                self._journal.commit()
+
+    def _begun_chunk(self, start: int) -> tuple[int, int]:
+        """Where an unfiltered chunk with recorded rows lies: these bytes are only written again."""
+        if self._data.id.get_create_plist().get_nfilters() or start >= self._data.shape[0]:
+            return (0, 0)
+        info = self._data.id.get_chunk_info_by_coord((start, 0))
+        return (info.byte_offset, info.byte_offset + info.size)
 
     def _release(self) -> None:
         file, self._file = self._file, None
+        journal, self._journal = self._journal, None
+        settled = False
         try:
-            if file is not None:
-                with translated(Path(file.filename), "closing"):
+            if file is not None and journal is not None:
+                with translated(journal.path, "closing"):
                     file.close()
-                    if self._fd >= 0:
-                        os.fsync(self._fd)
+                    if self._state != "failed":
+                        journal.commit()
+                        settled = True
         finally:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            if journal is not None:
+                journal.close(settled=settled)
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
 
 
 def _create(path: Path, name: str, d: int, dtype: np.dtype[Any], chunk_rows: int, compression: str) -> None:
@@ -128,7 +136,7 @@ def _create(path: Path, name: str, d: int, dtype: np.dtype[Any], chunk_rows: int
     partial = partial_name(path)
     remove_unlocked(partial)
     with translated(path, "creating"):
-        with h5py.File(partial, "w", libver=_LIBVER) as file:
+        with h5py.File(partial, "w") as file:
             file.create_dataset(
                 name,
                 shape=(0, d),
@@ -163,10 +171,9 @@ def _appendable(path: Path, dataset: str | None, d: int, dtype: np.dtype[Any]) -
                     kind="store-differs",
                     hint="Give its own d and dtype, or name another destination.",
                 )
-            safe = _superblock(path)[8:9] == b"\x03"
-            if not safe or found.chunks is None or found.maxshape[0] is not None or found.chunks[1] != d:
+            if found.chunks is None or found.maxshape[0] is not None or found.chunks[1] != d:
                 raise ConflictError(
-                    f"{path}::/{name} was not made to be appended to: a killed writer could damage it",
+                    f"{path}::/{name} cannot grow: its layout or its maximum shape do not let it",
                     kind="store-differs",
                     hint="Copy it with `ooc convert` to NAME.zarr and append there.",
                 )
@@ -175,84 +182,6 @@ def _appendable(path: Path, dataset: str | None, d: int, dtype: np.dtype[Any]) -
         raise ConflictError(
             f"{path} exists and cannot be appended to: {error}", kind="store-exists"
         ) from error
-
-
-def _superblock(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(48)
-
-
-def clear_open_mark(path: Path) -> bool:
-    """Clear the mark that a killed writer left, as ``h5clear --status --increment=0`` does.
-
-    Also brings the recorded end of the file up to its real end, so that nothing is allocated over
-    chunks that are there. Returns whether there was a mark.
-
-    Raises
-    ------
-    ConflictError
-        When the file is in use: its writer lives.
-    """
-    lock = lock_for_writing(path)
-    try:
-        return _clear_open_mark(path)
-    finally:
-        os.close(lock)  # HDF5 takes a lock of its own when it opens the file
-
-
-def _clear_open_mark(path: Path) -> bool:
-    block = _superblock(path)
-    # Version 3 of the superblock: 8 signature, version, two sizes, flags, then 8 each for base,
-    # extension, end of file and root; lookup3 of all that.
-    if len(block) < 48 or block[:8] != _SIGNATURE or block[8] != 3 or block[9] != 8 or block[11] == 0:
-        return False
-    (end,) = struct.unpack_from("<Q", block, 28)
-    with translated(path, "repairing"), path.open("r+b") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < end:
-            os.ftruncate(file.fileno(), end)
-        head = bytearray(block[:44])
-        head[11] = 0
-        struct.pack_into("<Q", head, 28, max(size, end))
-        file.write(bytes(head) + struct.pack("<I", _lookup3(bytes(head))))
-        file.flush()
-        os.fsync(file.fileno())
-    return True
-
-
-def _lookup3(data: bytes) -> int:
-    """Bob Jenkins' ``hashlittle`` with initial value 0: the checksum of HDF5 metadata."""
-    mask = 0xFFFFFFFF
-
-    def rot(x: int, k: int) -> int:
-        return ((x << k) | (x >> (32 - k))) & mask
-
-    a = b = c = (0xDEADBEEF + len(data)) & mask
-    whole = (len(data) - 1) // 12 * 12
-    for at in range(0, whole, 12):
-        x, y, z = struct.unpack_from("<III", data, at)
-        a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
-        a = ((a - c) & mask) ^ rot(c, 4)
-        c = (c + b) & mask
-        b = ((b - a) & mask) ^ rot(a, 6)
-        a = (a + c) & mask
-        c = ((c - b) & mask) ^ rot(b, 8)
-        b = (b + a) & mask
-        a = ((a - c) & mask) ^ rot(c, 16)
-        c = (c + b) & mask
-        b = ((b - a) & mask) ^ rot(a, 19)
-        a = (a + c) & mask
-        c = ((c - b) & mask) ^ rot(b, 4)
-        b = (b + a) & mask
-    x, y, z = struct.unpack("<III", data[whole:].ljust(12, b"\0"))
-    a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
-    c = ((c ^ b) - rot(b, 14)) & mask
-    a = ((a ^ c) - rot(c, 11)) & mask
-    b = ((b ^ a) - rot(a, 25)) & mask
-    c = ((c ^ b) - rot(b, 16)) & mask
-    a = ((a ^ c) - rot(c, 4)) & mask
-    b = ((b ^ a) - rot(a, 14)) & mask
-    return int((c ^ b) - rot(b, 24)) & mask
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,6 @@ import ooc
 from ooc.errors import ArgumentError, ConflictError, DataError, ResourceError
 from ooc.stores.cast import WRITABLE, cast_rows
 from ooc.stores.write import create_store, default_chunk_rows
-from ooc.stores.write_hdf5 import clear_open_mark
 
 ROWS = np.random.default_rng(7).integers(0, 100, (333, 6))
 
@@ -133,14 +133,80 @@ def test_a_directory_or_file_that_is_something_else_is_refused(tmp_path: Path) -
     assert (tmp_path / "x.zarr" / "notes.txt").read_text() == (tmp_path / "x.h5").read_text() == "mine"
 
 
-def test_an_hdf5_file_of_someone_else_is_not_put_at_risk(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as file:
+def test_an_hdf5_file_of_someone_else_grows_where_it_can_and_is_else_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
         file.create_dataset("emb", data=ROWS.astype(np.float32), maxshape=(None, 6), chunks=(16, 6))
-    before = (tmp_path / "x.h5").read_bytes()
-    for name in ("x.h5::/emb", "x.h5::/other"):
+        file.create_dataset("rigid", data=ROWS.astype(np.float32))
+        file["labels"] = np.arange(9)
+    before = path.read_bytes()
+    for name in ("rigid", "other"):
         with pytest.raises(ConflictError):
-            create_store(tmp_path / name, d=6, append=True)
-    assert (tmp_path / "x.h5").read_bytes() == before
+            create_store(f"{path}::/{name}", d=6, append=True)
+    assert path.read_bytes() == before
+    with create_store(f"{path}::/emb", d=6, append=True) as writer:
+        writer.append(ROWS)
+    with h5py.File(path, "r") as file:
+        np.testing.assert_array_equal(file["emb"][:], np.tile(ROWS, (2, 1)))
+        np.testing.assert_array_equal(file["rigid"][:], ROWS)
+        np.testing.assert_array_equal(file["labels"][:], np.arange(9))
+    assert files(tmp_path) == ["x.h5"]
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}])
+def test_every_cut_of_an_hdf5_commit_leaves_what_was_before_or_after(
+    tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write to the file is cut in its middle once, as a kill or a power cut may."""
+    rows = np.arange(400)[:, None] + np.zeros((1, 6), np.float32)
+    real = os.pwrite
+    cut, begun = 0, 0
+    while begun >= cut:
+        begun, cut = 0, cut + 1
+        path = tmp_path / str(cut) / "x.h5"
+        path.parent.mkdir()
+        writer = create_store(path, d=6, chunk_rows=16, **options)
+        writer.append(rows[:100])
+        writer.flush()
+
+        def torn(fd: int, data: memoryview, offset: int, cut: int = cut) -> int:
+            nonlocal begun
+            begun += 1
+            if begun < cut:
+                return real(fd, data, offset)
+            if begun == cut:
+                real(fd, data[: len(data) // 2], offset)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", torn)
+            try:
+                writer.append(rows[100:300])
+                writer.flush()
+            except KeyboardInterrupt:
+                pass
+            with contextlib.suppress(BaseException):
+                writer.close()
+        got = read_all(str(path))
+        assert len(got) in (100, 112, 288, 300)
+        np.testing.assert_array_equal(got, rows[: len(got)])
+        with create_store(path, d=6, append=True) as again:
+            again.append(rows[again.n :])
+        np.testing.assert_array_equal(read_all(str(path)), rows)
+        assert files(path.parent) == ["x.h5"]
+    assert cut > 5
+
+
+def test_the_journal_of_a_file_that_was_replaced_is_of_no_concern(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    writer = create_store(path, d=6, chunk_rows=16)
+    writer.append(ROWS)
+    journal = (tmp_path / ".x.h5.journal").read_bytes()
+    writer.close()
+    with h5py.File(path, "w") as file:
+        file["mine"] = np.ones((5000, 6), np.float32)
+    (tmp_path / ".x.h5.journal").write_bytes(journal)
+    np.testing.assert_array_equal(read_all(str(path)), np.ones((5000, 6)))
 
 
 def test_an_array_joins_a_zarr_group_unless_its_metadata_is_consolidated(tmp_path: Path) -> None:
@@ -385,12 +451,12 @@ def test_a_killed_writer_leaves_a_prefix_that_can_be_gone_on_with(
             [sys.executable, "-c", APPENDER, path, repr(options)], stdout=subprocess.PIPE, text=True
         )
         assert child.stdout is not None
-        assert int(child.stdout.readline()) >= done
-        time.sleep(rng.uniform(0.02, 0.25))
-        child.send_signal(signal.SIGKILL)
-        said = child.stdout.read().split("\n")[:-1]  # the last line may be cut
-        child.stdout.close()
-        child.wait()
+        with child:
+            begun = child.stdout.readline()
+            time.sleep(rng.uniform(0.02, 0.25))
+            child.send_signal(signal.SIGKILL)
+            said = child.stdout.read().split("\n")[:-1]  # the last line may be cut
+        assert int(begun) >= done
         done = max([done, *map(int, said)])
         if done == 0:
             continue
@@ -404,18 +470,3 @@ def test_a_killed_writer_leaves_a_prefix_that_can_be_gone_on_with(
     np.testing.assert_array_equal(
         read_all(path), np.arange(begin + 100)[:, None] + np.zeros((1, 64), np.float32)
     )
-
-
-def test_the_mark_of_a_killed_hdf5_writer_is_cleared_as_the_library_would(tmp_path: Path) -> None:
-    path = tmp_path / "x.h5"
-    create_store(path, d=6).close()
-    assert not clear_open_mark(path)
-    before = path.read_bytes()
-    block = bytearray(before)
-    block[11] = 5
-    path.write_bytes(block)
-    with pytest.raises(OSError, match="metadata checksum"):
-        h5py.File(path, "r")
-    assert clear_open_mark(path)
-    # Our checksum of the superblock is the library's.
-    assert path.read_bytes() == before

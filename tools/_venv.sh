@@ -38,7 +38,7 @@ install_into_venv() {
     elif [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
         return 0
     fi
-    echo "installing into .venv: $*"
+    echo "installing into .venv, which can take some minutes: $*"
     log=$(mktemp) || return
     if ! .venv/bin/python -m pip install --quiet --progress-bar off "$@" >"$log" 2>&1 </dev/null; then
         cat "$log" >&2

@@ -88,7 +88,8 @@ def measure(index: Path, trials: list[Trial]) -> dict[str, IntArray]:
         common = (ids[:, :, None] == trial.neighbors[:, None, :k]).any(axis=2)
         if trial.own is not None:
             common &= ids != trial.own[:, None]
-        say(f"  recall@{K} against exact search: {common.sum() / (len(ids) * K):.3f}")
+        share = common.sum() / (len(ids) * K)
+        say(f"  of the {K} nearest by exact search, {share:.1%} were found (recall@{K} {share:.3f})")
         results[trial.name] = ids
     return results
 
@@ -108,8 +109,11 @@ def words_demo() -> None:
     store, index = DEMO / "glove.zarr", DEMO / "glove.ooc"
     n, d = vectors.shape
 
-    say(f"{format_count(n)} word vectors of {d} dimensions (GloVe 6B), the most frequent words first")
-    if not is_complete(store, n):
+    size = format_bytes(n * d * 4)
+    say(f"{format_count(n)} word vectors of {d} dimensions (GloVe 6B, {size}), the most frequent words first")
+    if is_complete(store, n):
+        say(f"they are in a Zarr store already: {store}")
+    else:
         say(f"writing them to a Zarr store with ooc.create_store: {store}")
         with ooc.create_store(store, d=d, dtype="float32", n=n, append=store.exists()) as writer:
             for first in range(writer.n, n, 50_000):
@@ -127,9 +131,10 @@ def words_demo() -> None:
     trial = Trial(name="words", queries=queries, neighbors=neighbors, own=rows)
     ids = measure(index, [trial])["words"]
 
-    say("\nwhat is near:")
+    say(f"\nthe {K} words nearest to some of them, the nearest first:")
     for word, near in zip(SHOWN_WORDS, ids[: len(SHOWN_WORDS)].tolist(), strict=True):
-        say(f"  {word:>14}: {', '.join(words[i] for i in near if 0 <= i != number[word])}")
+        others = [words[i] for i in near if 0 <= i != number[word]]
+        say(f"  {word:>14}: {', '.join(others[:K])}")
 
 
 def is_complete(store: Path, n: int) -> bool:
@@ -167,7 +172,7 @@ def main() -> None:
     began = time.monotonic()
     demo: Callable[[], None] = (lambda: large_demo(options.rows)) if options.large else words_demo
     demo()
-    say(f"\ndone in {time.monotonic() - began:.0f} s; everything is in {DEMO}/")
+    say(f"\ndone in {time.monotonic() - began:.0f} s; everything is in {DEMO}/, and ooc is .venv/bin/ooc")
 
 
 if __name__ == "__main__":

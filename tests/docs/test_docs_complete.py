@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import json
 import re
@@ -214,3 +215,48 @@ def test_parameters_of_the_tour_exist() -> None:
 def test_pages_keep_to_the_project() -> None:
     for word in ("/work/", "/tmp/venv", "memcap", "TODO", "FIXME"):
         assert word not in ALL
+
+
+#: Kinds that are made of a name at run time.
+MADE_KINDS = {
+    ("ArgumentError", kind)
+    for kind in ("metric", "copy_vectors", "on_bad", "threads", "shard_rows", "nprobe")
+} | {
+    ("ArgumentError", "rerank"),
+    ("ConflictError", "convert-source-differs"),
+    ("ConflictError", "convert-settings-differs"),
+    ("MissingExtraError", "missing-extra"),
+    ("Stopped", "stopped"),
+}
+
+
+def raised_kinds() -> set[tuple[str, str]]:
+    """Class and kind of every error that the package makes with a literal kind, and of notes."""
+    found = set()
+    for path in DOCS.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            kinds = [keyword.value for keyword in node.keywords if keyword.arg == "kind"]
+            if name == "_tell":
+                name, kinds = "Note", node.args[1:2]
+            if name not in (*errors.__all__, "Note"):
+                continue
+            for kind in kinds:
+                # "a" if x else "b" is two kinds; an f-string is among those made at run time.
+                parts = [] if isinstance(kind, ast.JoinedStr) else [kind]
+                if isinstance(kind, ast.IfExp):
+                    parts = [kind.body, kind.orelse]
+                found |= {(name, str(part.value)) for part in parts if isinstance(part, ast.Constant)}
+    return found
+
+
+def test_kinds_of_errors_are_all_in_their_page_and_no_others() -> None:
+    kinds, notes = (t for t in tables(DOCS / "errors.md") if "kind" in t[0])
+    shown = set()
+    for cls, named, when in kinds[1:]:
+        words = re.findall(r"`([^`]+)`", named) or re.findall(r"`([^`]+)`", when)
+        shown |= {(cls.strip("`"), word) for word in words}
+    shown |= {("Note", row[0].strip("`")) for row in notes[1:]}
+    assert shown == raised_kinds() | MADE_KINDS

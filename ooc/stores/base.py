@@ -27,6 +27,7 @@ __all__ = [
     "Store",
     "as_float32",
     "bfloat16",
+    "check_chunks",
     "check_dtype",
     "check_rows",
     "check_shape",
@@ -35,6 +36,9 @@ __all__ = [
 
 #: The dtypes a store may have, by name; bfloat16 needs the package ``ml_dtypes``.
 DTYPES = ("float32", "float16", "float64", "int8", "uint8", "bfloat16")
+
+#: Each chunk costs some tens of bytes of memory. More than this is damage, or chunks of hardly a row.
+_MAX_CHUNKS = 1 << 24
 
 #: A fingerprint looks at this many places, spread evenly over the rows, and at this many rows there.
 _FINGERPRINT_PLACES = 32
@@ -303,7 +307,7 @@ def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, int]:
     Raises
     ------
     StoreError
-        When the shape is not 2-d, or there are no rows or no columns.
+        When the shape is not 2-d, there are no rows or no columns, or more than can be counted.
     """
     if len(shape) != 2:
         raise StoreError(
@@ -314,7 +318,29 @@ def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, int]:
     n, d = shape
     if n < 1 or d < 1:
         raise StoreError(f"{where} is empty: its shape is {shape}", kind="store-empty")
-    return n, d
+    if max(n, d) >= 2**62:
+        raise StoreError(
+            f"{where} says that its shape is {shape}, which no disk holds",
+            kind="store-shape",
+            hint="Its metadata is damaged.",
+        )
+    return int(n), int(d)
+
+
+def check_chunks(count: int, where: str) -> None:
+    """See that a store has no more chunks than can be kept track of.
+
+    Raises
+    ------
+    StoreError
+        ``store-chunks``, when there are more than 16 777 216.
+    """
+    if count > _MAX_CHUNKS:
+        raise StoreError(
+            f"{where} has {count} chunks; at most {_MAX_CHUNKS} can be read",
+            kind="store-chunks",
+            hint="Write it again with larger chunks, of some MB each.",
+        )
 
 
 def check_rows(rows: IntArray, n: int) -> IntArray:
@@ -337,6 +363,13 @@ def check_rows(rows: IntArray, n: int) -> IntArray:
     return array
 
 
-def even_starts(n: int, rows: int) -> IntArray:
-    """``chunk_starts`` of ``n`` rows in chunks of ``rows`` rows, the last one shorter."""
+def even_starts(n: int, rows: int, where: str = "the store") -> IntArray:
+    """``chunk_starts`` of ``n`` rows in chunks of ``rows`` rows, the last one shorter.
+
+    Raises
+    ------
+    StoreError
+        When there are more than ``check_chunks`` lets pass.
+    """
+    check_chunks(-(-n // rows), where)
     return np.append(np.arange(0, n, rows, dtype=np.int64), n)

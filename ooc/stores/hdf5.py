@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from ooc.errors import MissingExtraError, ResourceError, StoreError
-from ooc.stores.base import Store, check_dtype, check_shape, even_starts
+from ooc.stores.base import Store, check_chunks, check_dtype, check_shape, even_starts
 from ooc.stores.choose import Arrays, choose_array, refuse_missing
 from ooc.stores.chunked import ChunkedStore
 from ooc.stores.hdf5_journal import open_for_reading
@@ -41,7 +41,7 @@ class Hdf5Store(ChunkedStore):
             format="hdf5",
             shape=(n, d),
             dtype=dataset.dtype,
-            chunk_starts=even_starts(n, min(rows, n)),
+            chunk_starts=even_starts(n, min(rows, n), uri),
         )
         self._file: h5py.File | None = file
         self._dataset = dataset
@@ -152,7 +152,9 @@ def _raw_tiles(path: Path, dataset: h5py.Dataset, shape: tuple[int, int]) -> Til
             return None
         return one_tile(path, n, d, offset=offset, stride=d * itemsize)
     rows, cols = dataset.chunks
-    offsets = np.full((-(-n // rows), -(-d // cols)), -1, np.int64)
+    down, across = -(-n // rows), -(-d // cols)
+    check_chunks(down * across, f"{path}::{dataset.name}")
+    offsets = np.full((down, across), -1, np.int64)
 
     def note(chunk: Any) -> None:
         row, col = chunk.chunk_offset

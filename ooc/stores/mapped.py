@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,12 @@ from ooc.stores.base import Store, check_dtype, check_rows, even_starts
 from ooc.types import AnyArray, BytesArray, IntArray
 
 __all__ = ["MappedStore", "Tiles", "one_tile"]
+
+
+class Files(Protocol):
+    """Names of files by number; a tuple will do."""
+
+    def __getitem__(self, at: int, /) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +41,8 @@ class Tiles:
         Shape of a tile. The tiles at the lower and right edges may cover less of the array.
     stride : int
         Bytes from one row of a tile to the next; within a row, elements are adjacent.
-    files : sequence of str
-        The files, absolute.
+    files : Files
+        The files' absolute names.
     file : (tiles down, tiles across) int64
         Index in ``files`` of the file with each tile; -1 where nothing is stored.
     offset : (tiles down, tiles across) int64
@@ -47,7 +54,7 @@ class Tiles:
     rows: int
     cols: int
     stride: int
-    files: Sequence[str]
+    files: Files
     file: IntArray
     offset: IntArray
     fill: float = 0.0
@@ -109,7 +116,7 @@ class MappedStore(Store):
         self.n, self.d = shape
         self.dtype = check_dtype(dtype, uri)
         self.mapped = True
-        self.chunk_starts = even_starts(self.n, tiles.rows)
+        self.chunk_starts = even_starts(self.n, tiles.rows, uri)
         self.chunk_bytes = 0
         self._swapped = not dtype.isnative
         self._tiles = tiles
@@ -266,7 +273,8 @@ class MappedStore(Store):
 
     def _fill(self) -> AnyArray:
         """The fill value, in the byte order on disk."""
-        return self._swap(np.array(self._tiles.fill).astype(self.dtype).reshape(1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._swap(np.array(self._tiles.fill).astype(self.dtype).reshape(1))
 
     def _swap(self, rows: AnyArray) -> AnyArray:
         """Native byte order, in place, where the disk has the other one."""

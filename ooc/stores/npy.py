@@ -6,15 +6,19 @@ refused by their dtype; nothing is ever unpickled.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from ooc.errors import StoreError
-from ooc.stores.base import check_dtype, check_shape
+from ooc.stores.base import check_chunks, check_dtype, check_shape
 from ooc.stores.mapped import MappedStore, Tiles, one_tile
 
 __all__ = ["open_npy"]
+
+#: Magic, length and header lie within this. A damaged length must not make numpy read gigabytes.
+_HEADER_BYTES = 1 << 17
 
 
 def open_npy(path: Path, dataset: str | None = None) -> MappedStore:
@@ -27,17 +31,22 @@ def open_npy(path: Path, dataset: str | None = None) -> MappedStore:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            elif version == (2, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-            else:
-                raise ValueError(f"format version {version[0]}.{version[1]}")
-        except ValueError as error:
-            raise StoreError(f"{path} is not a readable npy file: {error}", kind="store-format") from error
-        offset = file.tell()
+        header = io.BytesIO(file.read(_HEADER_BYTES))
+    try:
+        version = np.lib.format.read_magic(header)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
+        else:
+            raise ValueError(f"format version {version[0]}.{version[1]}")
+    except Exception as error:  # a damaged header goes through Python's own parser, which raises many kinds
+        raise StoreError(
+            f"{path} is not a readable npy file: {error}",
+            kind="store-format",
+            hint="Copy or write it again.",
+        ) from error
+    offset = header.tell()
     native = check_dtype(dtype, str(path))
     n, d = check_shape(shape, str(path))
     if size < offset + n * d * native.itemsize:
@@ -48,6 +57,7 @@ def open_npy(path: Path, dataset: str | None = None) -> MappedStore:
             hint="Copy or write it again.",
         )
     if fortran and n > 1 and d > 1:
+        check_chunks(d, str(path))
         # Each column is a tile of its own.
         tiles = Tiles(
             rows=n,

@@ -83,6 +83,8 @@ def _open_named(text: str) -> Store:
 
 
 def _open_text(text: str) -> Store:
+    if not text or text.startswith("::"):
+        raise ArgumentError(f"{text!r} names no store", kind="store", hint="Give a path, or a URL.")
     text, dataset = (text, None) if Path(text).exists() else split_dataset(text)
     if _URL.match(text):
         from ooc.stores.zarr import open_url
@@ -91,8 +93,14 @@ def _open_text(text: str) -> Store:
     path = Path(text).absolute()
     if path.is_dir() and not is_zarr(path):
         return _open_directory(path, dataset)
-    if path.exists():
+    if path.is_file() or path.is_dir():
         return _open_path(path, dataset)
+    if path.exists():
+        raise StoreError(
+            f"{path} is a pipe or a device, which cannot be read in any order",
+            kind="store-format",
+            hint="Write it to a file first.",
+        )
     if glob.has_magic(text):
         return _open_glob(text, dataset)
     raise StoreError(f"there is nothing at {path}", kind="store-missing", hint=_nearest(path))
@@ -130,7 +138,7 @@ def _open_glob(pattern: str, dataset: str | None) -> Store:
         pattern = str(Path(glob.escape(str(Path.cwd()))) / pattern)
     names = sorted(glob.glob(pattern, recursive=True), key=natural_key)  # noqa: PTH207 - absolute
     if not names:
-        raise StoreError(f"no file matches {pattern}", kind="store-missing")
+        raise StoreError(f"no file matches {pattern}", kind="store-missing", hint="Check the pattern.")
     return _open_parts([_join(name, dataset) for name in names], uri=_join(pattern, dataset))
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import struct
 import threading
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ooc.errors import DataError, ResourceError, StoreError
+from ooc.errors import DataError, OocError, ResourceError, StoreError
 from ooc.stores.base import Store, check_shape
 from ooc.stores.chunked import ChunkedStore
 from ooc.types import AnyArray
@@ -31,6 +33,9 @@ _DTYPES = {
     pa.uint8(): "uint8",
 }
 
+#: What pyarrow raises for a damaged file; ValueError where a name in it is not UTF-8.
+_ERRORS = (pa.ArrowException, OSError, ValueError)
+
 
 class _ColumnStore(ChunkedStore):
     """A column of vectors, decoded by what the file calls a chunk."""
@@ -44,6 +49,8 @@ class _ColumnStore(ChunkedStore):
         d: int,
         lengths: list[int],
     ) -> None:
+        if min(lengths, default=0) < 0:
+            raise pa.ArrowInvalid(f"a chunk of {min(lengths)} rows")
         # An empty chunk would be a span without rows: it is left out, and its index kept.
         self._indices = [i for i, length in enumerate(lengths) if length]
         starts = np.concatenate(([0], np.cumsum([lengths[i] for i in self._indices], dtype=np.int64)))
@@ -63,13 +70,17 @@ class _ColumnStore(ChunkedStore):
         """The column's arrays in chunk ``index`` of the file."""
 
     def _decode(self, index: int) -> AnyArray:
-        row = int(self.chunk_starts[index])
+        row, stop = self.chunk_starts[index : index + 2].tolist()
         try:
             with self._guard:
                 arrays = self._load(self._indices[index])
-        except (pa.ArrowException, OSError) as error:
+            for array in arrays:
+                array.validate()
+            if sum(map(len, arrays)) != stop - row:
+                raise pa.ArrowInvalid(f"{sum(map(len, arrays))} rows where {stop - row} should be")
+        except _ERRORS as error:
             raise ResourceError(
-                f"rows {row} to {self.chunk_starts[index + 1] - 1} of {self.uri} cannot be read: {error}",
+                f"rows {row} to {stop - 1} of {self.uri} cannot be read: {error}",
                 kind="store-unreadable",
                 hint="The file is damaged, or changed since it was opened: write it again.",
             ) from error
@@ -143,17 +154,16 @@ def open_parquet(path: Path, dataset: str | None) -> Store:
     DataError
         When the first row is null.
     """
-    try:
+    with _reading(path, "Parquet"):
         file = pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, "Parquet", error) from error
     try:
-        field = _choose(path, file.schema_arrow, dataset)
-        d = _fixed_size(field)
-        if d is None:
-            first = next(file.iter_batches(batch_size=1, columns=[field.name]), None)
-            d = _first_length(first.column(0) if first is not None else None, f"{path}::{field.name}")
-        return ParquetStore(path, file, field, d)
+        with _reading(path, "Parquet"):
+            field = _choose(path, file.schema_arrow, dataset)
+            d = _fixed_size(field)
+            if d is None:
+                first = next(file.iter_batches(batch_size=1, columns=[field.name]), None)
+                d = _first_length(first.column(0) if first is not None else None, f"{path}::{field.name}")
+            return ParquetStore(path, file, field, d)
     except BaseException:
         file.close()
         raise
@@ -161,35 +171,38 @@ def open_parquet(path: Path, dataset: str | None) -> Store:
 
 def open_arrow(path: Path, dataset: str | None) -> Store:
     """Open a column of an Arrow file (Feather version 2 is the same); as ``open_parquet``."""
-    source = None
-    try:
+    with _reading(path, "an Arrow file"):
         source = pa.memory_map(str(path))
-        reader = pa.ipc.open_file(source)
-        lengths, compressed = _scan_batches(source, path)
-    except (pa.ArrowException, OSError, struct.error) as error:
-        if source is not None:
-            source.close()
-        raise _unreadable(path, "an Arrow file", error) from error
     try:
-        field = _choose(path, reader.schema, dataset)
-        d = _fixed_size(field)
-        if d is None:
-            index = next((i for i, length in enumerate(lengths) if length), None)
-            column = None if index is None else reader.get_batch(index).column(field.name)
-            d = _first_length(column, f"{path}::{field.name}")
-        return ArrowStore(path, source, field, d=d, lengths=lengths, compressed=compressed)
+        with _reading(path, "an Arrow file"):
+            reader = pa.ipc.open_file(source)
+            lengths, compressed = _scan_batches(source, path)
+            field = _choose(path, reader.schema, dataset)
+            d = _fixed_size(field)
+            if d is None:
+                index = next((i for i, length in enumerate(lengths) if length), None)
+                column = None if index is None else reader.get_batch(index).column(field.name)
+                d = _first_length(column, f"{path}::{field.name}")
+            return ArrowStore(path, source, field, d=d, lengths=lengths, compressed=compressed)
     except BaseException:
         source.close()
         raise
 
 
-def _unreadable(path: Path, what: str, error: Exception) -> StoreError:
-    return StoreError(
-        f"{path} cannot be read as {what}: {error}",
-        kind="store-format",
-        hint="It may be cut off or of another format; Arrow streams and Feather version 1 are not read: "
-        "write it again with pyarrow.feather.write_feather or pyarrow.parquet.write_table.",
-    )
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Errors of pyarrow, as an error that says what to do."""
+    try:
+        yield
+    except OocError:
+        raise
+    except (*_ERRORS, struct.error) as error:
+        raise StoreError(
+            f"{path} cannot be read as {what}: {error}",
+            kind="store-format",
+            hint="It may be cut off or of another format; Arrow streams and Feather version 1 are not read: "
+            "write it again with pyarrow.feather.write_feather or pyarrow.parquet.write_table.",
+        ) from error
 
 
 def _is_vectors(type_: pa.DataType) -> bool:
@@ -236,6 +249,7 @@ def _fixed_size(field: pa.Field) -> int | None:
 def _first_length(column: pa.Array | None, where: str) -> int:
     if column is None or len(column) == 0:
         raise StoreError(f"{where} is empty: it has no rows", kind="store-empty")
+    column.validate()
     if not column[0].is_valid:
         raise _null_row(where, 0)
     return len(column[0])
@@ -278,7 +292,7 @@ def _scan_batches(source: pa.MemoryMappedFile, path: Path) -> tuple[list[int], b
     """
     size = source.size()
     (length,) = struct.unpack("<i", source.read_at(4, size - 10))
-    footer = source.read_at(length, size - 10 - length)
+    footer = _read_at(source, size - 10 - length, length)
     lengths, compressed = [], False
     at = _flat_field(footer, _flat_root(footer), 3)
     if at is None:
@@ -287,7 +301,7 @@ def _scan_batches(source: pa.MemoryMappedFile, path: Path) -> tuple[list[int], b
     (count,) = struct.unpack_from("<I", footer, vector)
     for i in range(count):
         offset, meta = struct.unpack_from("<qi", footer, vector + 4 + 24 * i)
-        message = source.read_at(meta, offset)
+        message = _read_at(source, offset, meta)
         # Since Arrow 0.15 a continuation mark comes before the length.
         message = message[8:] if message[:4] == b"\xff\xff\xff\xff" else message[4:]
         header = _flat_field(message, _flat_root(message), 2)
@@ -298,6 +312,12 @@ def _scan_batches(source: pa.MemoryMappedFile, path: Path) -> tuple[list[int], b
         compressed |= _flat_field(message, batch, 3) is not None
         lengths.append(0 if place is None else struct.unpack_from("<q", message, place)[0])
     return lengths, compressed
+
+
+def _read_at(source: pa.MemoryMappedFile, offset: int, length: int) -> bytes:
+    if min(offset, length) < 0 or offset + length > source.size():
+        raise pa.ArrowInvalid(f"{length} bytes at {offset} are not in the file")
+    return bytes(source.read_at(length, offset))
 
 
 def _flat_root(buffer: bytes) -> int:

@@ -38,7 +38,7 @@ class ZarrStore(ChunkedStore):
             format="zarr",
             shape=shape,
             dtype=check_dtype(array.dtype, uri),
-            chunk_starts=even_starts(shape[0], min(array.chunks[0], shape[0])),
+            chunk_starts=even_starts(shape[0], min(array.chunks[0], shape[0]), uri),
         )
         self._array = array
 

@@ -9,7 +9,6 @@ Formats: https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html, .../v3/core/i
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ooc.errors import StoreError
-from ooc.stores.base import DTYPES, bfloat16, check_shape
+from ooc.stores.base import DTYPES, bfloat16, check_chunks, check_shape
 from ooc.stores.mapped import MappedStore, Tiles
 from ooc.types import AnyArray
 
@@ -65,9 +64,9 @@ def map_array(node: Path, uri: str) -> MappedStore | None:
     meta = _metadata(node)
     try:
         layout = _layout_v2(meta) if meta.get("zarr_format") == 2 else _layout_v3(meta, uri)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
-    if layout is None:
+    if layout is None or not _makes_sense(layout):
         return None
     shape = check_shape(layout.shape, uri)
     tiles = _sharded_tiles(node, layout, shape) if layout.index_bytes else _plain_tiles(node, layout, shape)
@@ -76,13 +75,24 @@ def map_array(node: Path, uri: str) -> MappedStore | None:
     return MappedStore(uri=uri, format="zarr", shape=shape, dtype=layout.dtype, tiles=tiles)
 
 
+def _makes_sense(layout: _Layout) -> bool:
+    """Whether sizes are whole numbers that fit together; zarr says what is wrong where they do not."""
+    sizes = (*layout.files, *layout.chunks)
+    return (
+        all(type(size) is int for size in (*layout.shape, *sizes))
+        and all(size > 0 for size in sizes)
+        and all(f % c == 0 for f, c in zip(layout.files, layout.chunks, strict=True))
+        and layout.separator in (".", "/")
+    )
+
+
 def _metadata(node: Path) -> dict[str, Any]:
     for name in (".zarray", "zarr.json"):
         try:
             meta = json.loads((node / name).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{node / name} is not JSON: {error}", kind="store-format") from error
         return meta if isinstance(meta, dict) else {}
     return {}
@@ -125,7 +135,7 @@ def _layout_v3(meta: dict[str, Any], uri: str) -> _Layout | None:
         rest = [codec["name"] for codec in sharding["index_codecs"][1:]]
         if rest not in ([], ["crc32c"]):
             return None
-        index_bytes = (files[0] // rows) * (files[1] // cols) * 16 + (_CRC_BYTES if rest else 0)
+        index_bytes = files[0] * files[1] // (rows * cols) * 16 + (_CRC_BYTES if rest else 0)
         at_end = sharding.get("index_location", "end") == "end"
     order = _endian(codecs)
     if order is None:
@@ -173,7 +183,7 @@ def _plain_tiles(node: Path, layout: _Layout, shape: tuple[int, int]) -> Tiles |
             hint="Copy or write the array again.",
         )
     return _tiles(
-        layout, paths, np.where(there, np.arange(len(paths)).reshape(sizes.shape), -1), np.zeros_like(sizes)
+        layout, paths, np.where(there, np.arange(sizes.size).reshape(sizes.shape), -1), np.zeros_like(sizes)
     )
 
 
@@ -184,14 +194,15 @@ def _sharded_tiles(node: Path, layout: _Layout, shape: tuple[int, int]) -> Tiles
     tile_bytes = rows * cols * layout.dtype.itemsize
     inner = (layout.files[0] // rows, layout.files[1] // cols)
     down, across = sizes.shape
+    check_chunks(down * inner[0] * across * inner[1], str(node))
     file = np.full((down * inner[0], across * inner[1]), -1, np.int64)
     offset = np.zeros_like(file)
-    for at, path in enumerate(paths):
+    for at in range(sizes.size):
         i, j = divmod(at, across)
         size = int(sizes[i, j])
         if size < 0:
             continue
-        index = _read_index(path, layout, size)
+        index = _read_index(paths[at], layout, size)
         if index is None:
             return None
         begin, length = index[..., 0], index[..., 1]
@@ -217,7 +228,7 @@ def _read_index(path: str, layout: _Layout, size: int) -> AnyArray | None:
     return np.frombuffer(data, "<u8", count=down * across * 2).reshape(down, across, 2)
 
 
-def _tiles(layout: _Layout, paths: list[str], file: AnyArray, offset: AnyArray) -> Tiles | None:
+def _tiles(layout: _Layout, paths: _Paths, file: AnyArray, offset: AnyArray) -> Tiles | None:
     fill = 0.0
     if (file < 0).any():
         try:
@@ -236,12 +247,25 @@ def _tiles(layout: _Layout, paths: list[str], file: AnyArray, offset: AnyArray) 
     )
 
 
-def _files(node: Path, layout: _Layout, shape: tuple[int, int]) -> tuple[list[str], AnyArray]:
+@dataclass(frozen=True, slots=True)
+class _Paths:
+    """The file of each chunk or shard, row by row. Names follow from numbers: millions need no memory."""
+
+    begin: str
+    separator: str
+    across: int
+
+    def __getitem__(self, at: int) -> str:
+        i, j = divmod(at, self.across)
+        return f"{self.begin}{i}{self.separator}{j}"
+
+
+def _files(node: Path, layout: _Layout, shape: tuple[int, int]) -> tuple[_Paths, AnyArray]:
     """The file of each chunk or shard, row by row, and its size in bytes, -1 where there is none."""
     down, across = (-(-n // step) for n, step in zip(shape, layout.files, strict=True))
-    begin = f"{node}/{layout.prefix}"
-    paths = [f"{begin}{i}{layout.separator}{j}" for i, j in itertools.product(range(down), range(across))]
-    sizes = np.fromiter((_size(path) for path in paths), np.int64, len(paths))
+    check_chunks(down * across, str(node))
+    paths = _Paths(f"{node}/{layout.prefix}", layout.separator, across)
+    sizes = np.fromiter((_size(paths[at]) for at in range(down * across)), np.int64, down * across)
     return paths, sizes.reshape(down, across)
 
 

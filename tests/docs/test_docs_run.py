@@ -85,3 +85,24 @@ def test_the_set_up_is_two_commands_that_are_there() -> None:
     assert first == ["$ tools/demo", "$ tools/test"]
     for line in first:
         assert os.access(README.parent / line.removeprefix("$ "), os.X_OK)
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "making .venv with ",
+        "installing into .venv, which can take some minutes: ",
+        "writing them to a Zarr store with ooc.create_store: ",
+        "one at a time, in a new process:",
+        "a query takes ",
+        "private memory of the searching process: ",
+        "nearest by exact search, ",
+        "words nearest to some of them, the nearest first:",
+        "everything is in ",
+    ],
+)
+def test_the_transcript_of_the_demo_is_what_it_prints(phrase: str) -> None:
+    tools = README.parent / "tools"
+    printed = "".join((tools / name).read_text() for name in ("_venv.sh", "demo.py", "demo_search.py"))
+    assert phrase in printed
+    assert phrase in fences(README)[1].text

@@ -153,9 +153,11 @@ def large_demo(rows: int) -> None:
     run("ooc", "info", index)
     with np.load(store.with_suffix(".queries.npz")) as file:
         trials = [
-            Trial(name="held-out rows", queries=file["queries"], neighbors=file["neighbors"]),
             Trial(
-                name="shifted queries",
+                name="rows held out of the collection", queries=file["queries"], neighbors=file["neighbors"]
+            ),
+            Trial(
+                name="queries of another distribution",
                 queries=file["shifted_queries"],
                 neighbors=file["shifted_neighbors"],
             ),
@@ -172,7 +174,8 @@ def main() -> None:
     began = time.monotonic()
     demo: Callable[[], None] = (lambda: large_demo(options.rows)) if options.large else words_demo
     demo()
-    say(f"\ndone in {time.monotonic() - began:.0f} s; everything is in {DEMO}/, and ooc is .venv/bin/ooc")
+    say("\nThese were the default nprobe and rerank; `ooc help recall` says how to choose them.")
+    say(f"done in {time.monotonic() - began:.0f} s; everything is in {DEMO}/, and ooc is .venv/bin/ooc")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ that asks how much memory is private to this process.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -17,16 +20,28 @@ from pathlib import Path
 
 import numpy as np
 
-from ooc.errors import DataError, StoreError
+from ooc.errors import DataError, ResourceError, StoreError
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["PAGE", "MapPool", "MappedFile", "drop_cached", "private_bytes", "private_peak_bytes"]
+__all__ = [
+    "PAGE",
+    "MapPool",
+    "MappedFile",
+    "drop_cached",
+    "drop_file",
+    "private_bytes",
+    "private_peak_bytes",
+    "release_free_memory",
+]
 
 PAGE = mmap.PAGESIZE
 
 #: One WILLNEED brings at most the device's read-ahead, which is 128 KiB on most machines: longer
 #: advice is cut into pieces of this size, or its tail is silently not read.
 ADVICE_BYTES = 128 * 1024
+
+#: The largest unit in which the page cache holds a file.
+_CACHE_UNIT = 2 * 1024 * 1024
 
 _WILLNEED = getattr(mmap, "MADV_WILLNEED", None)
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
@@ -74,8 +89,9 @@ class MappedFile:
         begin = offset - offset % PAGE
         end = min(offset + length, self.size)
         advise = self._map.madvise
-        for start in range(begin, end, ADVICE_BYTES):
-            advise(_WILLNEED, start, min(ADVICE_BYTES, end - start))
+        with contextlib.suppress(OSError):
+            for start in range(begin, end, ADVICE_BYTES):
+                advise(_WILLNEED, start, min(ADVICE_BYTES, end - start))
 
     def will_need_each(self, offsets: IntArray, length: int) -> None:
         """Start reading ``length`` bytes at each of ``offsets``; neighbours are joined.
@@ -96,11 +112,12 @@ class MappedFile:
         firsts = begin[np.concatenate(([0], breaks + 1))]
         lasts = end[np.concatenate((breaks, [len(end) - 1]))]
         advise = self._map.madvise
-        for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            if stop - start <= ADVICE_BYTES:
-                advise(_WILLNEED, start, stop - start)
-            else:
-                self.will_need(start, stop - start)
+        with contextlib.suppress(OSError):
+            for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                if stop - start <= ADVICE_BYTES:
+                    advise(_WILLNEED, start, stop - start)
+                else:
+                    self.will_need(start, stop - start)
 
     def drop(self, offset: int, length: int) -> None:
         """Let go of the pages that lie whole within the range: of this mapping and of the page cache.
@@ -115,9 +132,11 @@ class MappedFile:
             end = self.size
         if end <= begin:
             return
-        self._map.madvise(_DONTNEED, begin, end - begin)
-        with self.path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+        # The file may have been moved or replaced since: advice then goes nowhere.
+        with contextlib.suppress(OSError):
+            self._map.madvise(_DONTNEED, begin, end - begin)
+            with self.path.open("rb") as file:
+                drop_cached(file.fileno(), begin, end - begin)
 
     def close(self) -> None:
         """Give the mapping up; it goes when the last array cut from it does."""
@@ -133,8 +152,9 @@ class MappedFile:
 class MapPool:
     """Mappings of many files, a bounded number of them at a time.
 
-    A store may have more files than a process may map (65 530) or hold open (often 1 024). The pool
-    keeps those used last. Safe from several threads.
+    A store may have more files than a process may map (65 530) or hold open (often 1 024, and a
+    mapping holds its file open). The pool keeps those used last, fewer where the system gives no
+    more. Safe from several threads.
     """
 
     def __init__(self, *, random: bool = False, limit: int = 256) -> None:
@@ -150,25 +170,42 @@ class MapPool:
         ------
         StoreError
             When the file is gone.
+        ResourceError
+            When the process may not open or map one more file, or the system refuses.
         """
         with self._lock:
             mapped = self._maps.get(path)
             if mapped is not None:
                 self._maps.move_to_end(path)
                 return mapped
-            try:
-                mapped = MappedFile(path, random=self._random)
-            except FileNotFoundError:
-                raise StoreError(
-                    f"{path} is gone: it was there when the store was opened", kind="store-missing"
-                ) from None
-            self._maps[path] = mapped
+            mapped = self._maps[path] = self._open(path)
             if len(self._maps) > self._limit:
                 # Not closed: another thread may be reading from it. It goes with its last user.
                 self._maps.popitem(last=False)
             return mapped
 
+    def _open(self, path: Path) -> MappedFile:
+        while True:
+            try:
+                return MappedFile(path, random=self._random)
+            except FileNotFoundError:
+                raise StoreError(
+                    f"{path} is gone: it was there when the store was opened", kind="store-missing"
+                ) from None
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENOMEM) and self._maps:
+                    self._maps.popitem(last=False)
+                    continue
+                raise ResourceError(
+                    f"{path} cannot be mapped: {error.strerror or error}",
+                    kind="store-unreadable",
+                    hint="Allow the process more open files: ulimit -n."
+                    if error.errno == errno.EMFILE
+                    else None,
+                ) from error
+
     def close(self) -> None:
+        """Give all mappings up; may be called twice."""
         with self._lock:
             for mapped in self._maps.values():
                 mapped.close()
@@ -179,6 +216,47 @@ def drop_cached(fd: int, offset: int = 0, length: int = 0) -> None:
     """Let the page cache forget a range of an open file (to its end where ``length`` is 0)."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def drop_file(path: Path, spans: Iterable[tuple[int, int]] = ((0, 0),)) -> None:
+    """Let the page cache forget parts of a file that is not mapped.
+
+    Parameters
+    ----------
+    path : Path
+        The file; one that is gone is fine.
+    spans : iterable of (offset, length)
+        In bytes, in any order; a length of 0 means to the end of the file.
+
+    Notes
+    -----
+    The kernel caches in units of up to 2 MiB and lets go of those that lie whole in what it is given.
+    So neighbours are joined, and each begins early, for the unit that the span before it left half.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for begin, end in _joined(spans):
+                early = max(begin - begin % PAGE - _CACHE_UNIT, 0)
+                drop_cached(fd, early, end - early if end else 0)
+        finally:
+            os.close(fd)
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Begin and end of spans, those that touch as one; an end of 0 is that of the file."""
+    joined: list[tuple[int, int]] = []
+    for begin, length in sorted(spans):
+        if not length:
+            return [*joined, (begin, 0)]
+        end = begin + length
+        if joined and begin <= joined[-1][1] + PAGE:
+            begin, last = joined.pop()
+            end = max(end, last)
+        joined.append((begin, -(-end // PAGE) * PAGE))
+    return joined
 
 
 def _status(keys: Iterable[str]) -> dict[str, int]:
@@ -200,6 +278,14 @@ def private_bytes() -> int:
         return _status(["RssAnon"])["RssAnon"]
     except (OSError, KeyError):
         return private_peak_bytes()
+
+
+def release_free_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it otherwise (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def private_peak_bytes() -> int:

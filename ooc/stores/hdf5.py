@@ -15,12 +15,13 @@ import h5py
 import numpy as np
 
 from ooc.errors import MissingExtraError, ResourceError, StoreError
+from ooc.mapping import drop_file
 from ooc.stores.base import Store, check_chunks, check_dtype, check_shape, even_starts
 from ooc.stores.choose import Arrays, choose_array, refuse_missing
 from ooc.stores.chunked import ChunkedStore
 from ooc.stores.hdf5_journal import open_for_reading
 from ooc.stores.mapped import MappedStore, Tiles, one_tile
-from ooc.types import AnyArray
+from ooc.types import AnyArray, IntArray
 from ooc.units import MIB
 
 __all__ = ["Hdf5Store", "open_hdf5"]
@@ -45,6 +46,8 @@ class Hdf5Store(ChunkedStore):
         )
         self._file: h5py.File | None = file
         self._dataset = dataset
+        self._path = Path(file.filename)
+        self._places: IntArray | None = None
 
     def close(self) -> None:
         """Close the file; may be called twice."""
@@ -52,6 +55,17 @@ class Hdf5Store(ChunkedStore):
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+    def forget(self, start: int, stop: int) -> None:
+        """Let the page cache let go of the chunks with rows ``start`` to ``stop``."""
+        self._check_span(start, stop)
+        if self._dataset.chunks is None or start == stop:
+            return
+        if self._places is None:
+            self._places = _chunk_places(self._dataset, (self.n, self.d))
+        rows = self._dataset.chunks[0]
+        places = self._places[start // rows : (stop - 1) // rows + 1].reshape(-1, 2)
+        drop_file(self._path, places[places[:, 1] > 0].tolist())
 
     def _decode(self, index: int) -> AnyArray:
         start, stop = self.chunk_starts[index : index + 2].tolist()
@@ -152,22 +166,8 @@ def _raw_tiles(path: Path, dataset: h5py.Dataset, shape: tuple[int, int]) -> Til
             return None
         return one_tile(path, n, d, offset=offset, stride=d * itemsize)
     rows, cols = dataset.chunks
-    down, across = -(-n // rows), -(-d // cols)
-    check_chunks(down * across, f"{path}::{dataset.name}")
-    offsets = np.full((down, across), -1, np.int64)
-
-    def note(chunk: Any) -> None:
-        row, col = chunk.chunk_offset
-        if row >= n or col >= d:
-            return  # a chunk that a killed writer had not yet recorded as rows
-        if chunk.byte_offset is not None:
-            offsets[row // rows, col // cols] = chunk.byte_offset
-
-    if hasattr(dataset.id, "chunk_iter"):
-        dataset.id.chunk_iter(note)
-    else:  # HDF5 before 1.12.3
-        for i in range(dataset.id.get_num_chunks()):
-            note(dataset.id.get_chunk_info(i))
+    places = _chunk_places(dataset, shape)
+    offsets = np.where(places[..., 1] > 0, places[..., 0], -1)
     if offsets.max() + rows * cols * itemsize > size:
         return None
     return Tiles(
@@ -179,6 +179,27 @@ def _raw_tiles(path: Path, dataset: h5py.Dataset, shape: tuple[int, int]) -> Til
         offset=offsets,
         fill=float(dataset.fillvalue),
     )
+
+
+def _chunk_places(dataset: h5py.Dataset, shape: tuple[int, int]) -> IntArray:
+    """Offset in the file and bytes there of each chunk, ``(down, across, 2)``; no bytes: not stored."""
+    (n, d), (rows, cols) = shape, dataset.chunks
+    down, across = -(-n // rows), -(-d // cols)
+    check_chunks(down * across, f"{dataset.file.filename}::{dataset.name}")
+    places = np.zeros((down, across, 2), np.int64)
+
+    def note(chunk: Any) -> None:
+        row, col = chunk.chunk_offset
+        # Beyond the shape: a chunk that a killed writer had not yet recorded as rows.
+        if row < n and col < d and chunk.byte_offset is not None:
+            places[row // rows, col // cols] = chunk.byte_offset, chunk.size
+
+    if hasattr(dataset.id, "chunk_iter"):
+        dataset.id.chunk_iter(note)
+    else:  # HDF5 before 1.12.3
+        for i in range(dataset.id.get_num_chunks()):
+            note(dataset.id.get_chunk_info(i))
+    return places
 
 
 def _same_rows(mapped: MappedStore, dataset: h5py.Dataset) -> bool:

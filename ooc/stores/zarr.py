@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ooc.errors import MissingExtraError, OocError, ResourceError, StoreError
+from ooc.mapping import drop_file
 from ooc.stores.base import Store, check_dtype, check_shape, even_starts
 from ooc.stores.choose import Arrays, choose_array, refuse_missing
 from ooc.stores.chunked import ChunkedStore
@@ -41,6 +42,17 @@ class ZarrStore(ChunkedStore):
             chunk_starts=even_starts(shape[0], min(array.chunks[0], shape[0]), uri),
         )
         self._array = array
+
+    def forget(self, start: int, stop: int) -> None:
+        """Let the page cache let go of the files with rows ``start`` to ``stop``, where they are local."""
+        self._check_span(start, stop)
+        root = getattr(self._array.store, "root", None)
+        if not isinstance(root, Path) or start == stop:
+            return
+        rows, cols = self._array.shards or self._array.chunks
+        for i in range(start // rows, (stop - 1) // rows + 1):
+            for j in range(-(-self.d // cols)):
+                drop_file(root / self._array.path / self._array.metadata.encode_chunk_key((i, j)))
 
     def _decode(self, index: int) -> AnyArray:
         return self._rows(index, index + 1)

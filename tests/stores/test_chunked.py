@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import sys
 import threading
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import zarr
 
 from ooc.errors import StoreError
 from ooc.stores import open_store
@@ -95,3 +101,54 @@ def test_memory_is_that_of_a_few_blocks(tmp_path: Path) -> None:
         assert total == 32
         # Three blocks of 3 MiB, the kept chunk and the one being decoded of 2 MiB each.
         assert peak < 16 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore and its page cache")
+@pytest.mark.parametrize("cols", [64, 24], ids=["whole rows", "split rows"])
+@pytest.mark.parametrize("kind", ["hdf5", "hdf5 user block", "zarr 2", "zarr 3", "zarr shards"])
+def test_blocks_leave_nothing_in_the_page_cache(tmp_path: Path, kind: str, cols: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)
+    if kind.startswith("hdf5"):
+        path = tmp_path / "x.h5"
+        with h5py.File(path, "w", userblock_size=512 if "block" in kind else 0) as file:
+            file.create_dataset("a", data=rows, chunks=(256, cols), compression="lzf")
+        files = [path]
+    else:
+        path = tmp_path / "x.zarr"
+        zarr.create_array(
+            path,
+            shape=rows.shape,
+            dtype="f4",
+            chunks=(256, cols),
+            shards=(1024, cols * 3) if "shards" in kind else None,
+            zarr_format=2 if "2" in kind else 3,
+        )[:] = rows
+        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".z", "zarr"))]
+    with open_store(path) as store:
+        assert not store.mapped
+        for file in files:
+            written(file)
+        store.read(0, store.n)
+        assert resident_bytes(files) >= rows.nbytes / 2
+        for block in store.blocks(300):
+            np.testing.assert_array_equal(block.rows, rows[block.start : block.start + len(block.rows)])
+        assert resident_bytes(files) <= 128 * 1024
+
+
+def written(path: Path) -> None:
+    """Dirty pages stay where they are."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def resident_bytes(files: Iterable[Path]) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    total = 0
+    for path in files:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            pages = (ctypes.c_ubyte * -(-len(data) // mmap.PAGESIZE))()
+            view = np.frombuffer(data, np.uint8)
+            assert libc.mincore(ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(len(data)), pages) == 0
+            del view
+            total += sum(page & 1 for page in pages) * mmap.PAGESIZE
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,29 @@ def test_no_more_files_are_mapped_than_the_pool_holds(tmp_path: Path) -> None:
         store.forget(0, 300)
         assert open_files() - before <= 8
         pool.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+def test_a_process_that_may_open_few_files_maps_fewer(tmp_path: Path) -> None:
+    path = many_files(tmp_path, rows=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open_store(path) as store:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 8, hard))
+        try:
+            np.testing.assert_array_equal(store.take(np.arange(300)), X)
+            np.testing.assert_array_equal(np.concatenate([b.rows for b in store.blocks(7)]), X)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_advice_on_a_file_that_was_moved_is_no_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    with open_store(tmp_path / "x.npy") as store:
+        store.read(0, 10)
+        (tmp_path / "x.npy").rename(tmp_path / "y.npy")
+        store.will_need(0, 300)
+        store.forget(0, 300)
+        np.testing.assert_array_equal(store.read(0, 300), X)
 
 
 def test_parts_share_one_bound_on_mappings(tmp_path: Path) -> None:

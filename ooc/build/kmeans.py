@@ -29,7 +29,7 @@ _TWO_LEVELS_FROM = 256
 #: Rows a group's k-means looks at, per centroid, at most.
 _ROWS_PER_CENTROID = 128
 #: And no more than these bytes of rows: each thread holds one group.
-GROUP_BYTES = 64 * 1024 * 1024
+GROUP_BYTES = 32 * 1024 * 1024
 
 
 class Rows(Protocol):

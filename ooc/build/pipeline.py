@@ -40,7 +40,7 @@ from ooc.events import (
 )
 from ooc.index.layout import Header, Layout, SegmentLayout
 from ooc.index.lock import publisher
-from ooc.mapping import private_bytes
+from ooc.mapping import private_bytes, release_free_memory
 from ooc.stores import Store, open_store
 from ooc.types import CopyVectors, Metric, OnBad, PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
@@ -353,6 +353,7 @@ class _Run:
         yield told, figures
         seconds = time.monotonic() - began
         self._stages[stage] = {"seconds": seconds, **figures}
+        release_free_memory()  # the next stage's budget is its own
         self._emit(StageFinished(stage=stage, seconds=seconds, figures=figures))
 
     def _check(self) -> None:

@@ -19,17 +19,20 @@ from typing import Any, Self, get_args
 
 from ooc import engine
 from ooc.build.factory import Factory, parse_factory
+from ooc.build.kmeans import GROUP_BYTES
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.stores import Store, open_store
 from ooc.types import METRICS, CopyVectors, Metric, OnBad, PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY, MIB, format_bytes, parse_bytes
 
 __all__ = [
+    "BATCH_BYTES",
     "BLOCK_ROWS",
     "COPY_BYTES",
     "Options",
     "Plan",
     "check_disk",
+    "code_training_rows",
     "plan",
     "plan_store",
 ]
@@ -38,8 +41,12 @@ __all__ = [
 #: its shape, and the same rows must give the same bytes under every budget.
 BLOCK_ROWS = 1024
 
-#: Private memory of the interpreter with numpy, faiss, zarr, h5py and the display loaded.
-_BASE_BYTES = 120 * MIB
+#: Private memory of the interpreter with numpy, faiss, zarr, h5py and the display loaded, and what
+#: BLAS keeps for two threads.
+_BASE_BYTES = 80 * MIB
+
+#: What the decoders of a store that cannot be mapped take besides their chunks.
+_DECODER_BYTES = 32 * MIB
 
 #: Rows of the training sample for each list, and never fewer than this many in all.
 _SAMPLE_PER_LIST = 64
@@ -51,6 +58,14 @@ _SHARD_LEAST_ROWS = 16 * BLOCK_ROWS
 
 #: Buffer through which lists are copied in a merge, and a shard is written.
 COPY_BYTES = 16 * MIB
+
+#: Rows of the sample that are asked of the disk together.
+BATCH_BYTES = 16 * MIB
+
+
+def code_training_rows(sample_rows: int, d: int) -> int:
+    """Rows of the sample that transforms and code are trained on: enough for both, few in memory."""
+    return min(sample_rows, 65_536, max(GROUP_BYTES // (4 * d), 256 * 39))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,22 +355,25 @@ class _Sizes:
     def _blocks(self, block_rows: int) -> int:
         if self.store.mapped:
             return 0
-        return 3 * block_rows * self.store.row_bytes + 2 * self.store.chunk_bytes
+        return 3 * block_rows * self.store.row_bytes + 2 * self.store.chunk_bytes + _DECODER_BYTES
 
     def _shard(self, rows: int) -> int:
         # Code, list number, place in list order; the buffer it is written through.
         return rows * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
 
     def _train(self) -> int:
-        # k-means: sums beside the centroids, the rows of one group, the rows the code is trained on.
-        group = 64 * MIB
-        return 2 * self._centroids + 2 * group + self.threads * self._worker
+        # The centroids, their sums, and copies while they change; then either the groups of k-means,
+        # one a thread, or the rows that transforms and code are trained on.
+        widest = max(self.store.d, self.factory.d_code)
+        groups = self.threads * min(GROUP_BYTES, 4 * self.store.d * self.sample_rows)
+        code = 3 * 4 * widest * code_training_rows(self.sample_rows, self.store.d)
+        return 3 * self._centroids + self.threads * self._worker + max(groups, code)
 
     def memory(self, block_rows: int, shard_rows: int) -> dict[str, int]:
         """Most private memory by stage."""
         working = self._centroids + self.threads * self._worker + self._blocks(block_rows)
         return {
-            "sample": _BASE_BYTES + self._blocks(block_rows) + 8 * self.sample_rows + 32 * MIB,
+            "sample": _BASE_BYTES + self._blocks(0) + 16 * self.sample_rows + 3 * BATCH_BYTES,
             "train": _BASE_BYTES + self._train(),
             "fill": _BASE_BYTES + working + self._shard(shard_rows),
             "merge": _BASE_BYTES + self._centroids + 3 * COPY_BYTES,

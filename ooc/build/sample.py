@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ooc.build.plan import Plan
+from ooc.build.plan import BATCH_BYTES, Plan
 from ooc.build.rows import prepare
 from ooc.durable import DurableFile
 from ooc.errors import DataError
@@ -21,9 +21,6 @@ from ooc.stores.base import Store
 from ooc.types import IntArray
 
 __all__ = ["bad_rows_error", "draw", "npy_header", "sample"]
-
-#: Bytes of rows asked of the disk together.
-_BATCH_BYTES = 16 * 1024 * 1024
 
 
 def draw(n: int, m: int, seed: int) -> IntArray:
@@ -75,7 +72,7 @@ def sample(
         When a drawn row holds NaN or infinity and the plan says to stop there; or when all do.
     """
     rows = draw(plan.n, plan.sample_rows, plan.seed)
-    step = max(1, _BATCH_BYTES // (4 * plan.d))
+    step = max(1, BATCH_BYTES // (4 * plan.d))
     size = 4096 + len(rows) * 4 * plan.d
     kept = len(rows)
     spare = np.empty((0, plan.d), np.float32)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ooc.build.assign import Assigner
-from ooc.build.kmeans import GROUP_BYTES, rows_looked_at, two_level_kmeans
-from ooc.build.plan import Plan
+from ooc.build.kmeans import rows_looked_at, two_level_kmeans
+from ooc.build.plan import Plan, code_training_rows
 from ooc.build.sample import draw, npy_header
 from ooc.build.workers import workers
 from ooc.durable import DurableFile, make_directory, read_json, write_json
@@ -82,9 +82,7 @@ def train(
         Called between blocks; raises to stop.
     """
     with open_store(sample) as store, workers(plan.threads) as pool:
-        # A few rows are enough for what precedes the lists and for the code.
-        most = min(store.n, 65_536, max(GROUP_BYTES // (4 * plan.d), 256 * 39))
-        some = draw(store.n, most, plan.seed)
+        some = draw(store.n, code_training_rows(store.n, plan.d), plan.seed)
         codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
         codec.train_transforms(store.take(some))
         check()

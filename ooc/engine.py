@@ -269,7 +269,7 @@ def _read(path: Path, flags: int) -> Any:
         raise IndexDirError(
             f"{path} cannot be read by faiss: {reason}",
             kind="index-damaged",
-            hint="Run `ooc verify` on the index directory, or build it again.",
+            hint="Copy the directory anew, or build it again.",
         ) from error
 
 
@@ -285,6 +285,7 @@ class DiskLists:
     """
 
     def __init__(self, header: Path, lists: Path) -> None:
+        check_platform()
         flags = faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
         self._codec = Codec(_read(header, flags))
         self._ivf = self._codec._ivf

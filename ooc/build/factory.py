@@ -80,11 +80,6 @@ class Factory:
         """Whether centroids are found through a graph."""
         return "_HNSW" in self.text
 
-    @property
-    def exact_codes(self) -> bool:
-        """Whether the code holds the row itself, so that re-ranking adds nothing."""
-        return self.text.rsplit(",", 1)[-1] == "Flat" and self.text.count(",") == 1
-
 
 def choose_nlist(n: int) -> int:
     """Lists for ``n`` rows: the power of two nearest to ``4 √n``, with at least 32 rows a list."""

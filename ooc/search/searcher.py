@@ -95,7 +95,10 @@ class Index:
 
     def _open_segment(self, names: list[str]) -> None:
         if len(names) != 1 or not names[0].isalnum():
-            raise IndexDirError(f"generation {self.generation} names segments {names}", kind="index-damaged")
+            raise IndexDirError(
+                f"generation {self.generation} of {self._layout.root} names segments {names}",
+                kind="index-damaged",
+            )
         segment = Segment(self._layout.segment(names[0]))
         if segment.d != self.d:
             raise IndexDirError(f"{segment.layout.header} is of {segment.d} dimensions", kind="index-damaged")
@@ -161,8 +164,9 @@ class Index:
         candidates = min(max(rerank, k), self.n) if rerank else min(k, self.n)
         found = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
-        step = max(1, min(_BATCH_QUERIES, _BATCH_CANDIDATES // max(candidates, 1)))
+        # Every row of every list: the store is read once for all queries of a batch.
         every_row = bool(rerank) and nprobe == self.nlist and candidates == self.n
+        step = _BATCH_QUERIES if every_row else max(1, min(_BATCH_QUERIES, _BATCH_CANDIDATES // candidates))
         if every_row and len(queries):
             allowed = np.sort(segment.ids(np.arange(self.nlist)))
             self._see_ids(allowed)
@@ -309,8 +313,8 @@ class Index:
         array = np.asarray(xq)
         if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
             raise DataError(f"queries must be numbers, not {array.dtype}", kind="query-dtype")
-        if array.ndim == 1 and array.size:
-            array = array[None]
+        if array.ndim == 1:
+            array = array[None] if array.size else array.reshape(0, self.d)
         if array.ndim != 2 or (array.shape[1] != self.d and array.size):
             raise DataError(
                 f"queries have shape {array.shape}; this index takes (nq, {self.d})",

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "RowsFile",
     "as_bytes",
     "block_checksums",
+    "journal_name",
     "make_directory",
     "partial_name",
     "read_json",
@@ -58,17 +60,25 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def journal_name(path: Path) -> Path:
+    """Where the journal of a file lies that is changed in steps; only HDF5 stores have one."""
+    return path.with_name(f".{path.name}.journal")
+
+
 @contextlib.contextmanager
 def translated(path: Path, doing: str) -> Iterator[None]:
     """Turn the system's refusals into errors that say what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as caught:
+        error = _system_error(caught)
+        if error is None:
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
                 f"the disk is full: {doing} {path} failed",
                 kind="disk-full",
-                hint="Free some space and run the same command again: it goes on from what is finished.",
+                hint="Free some space and run the same command again.",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise ResourceError(
@@ -77,6 +87,14 @@ def translated(path: Path, doing: str) -> Iterator[None]:
                 hint="Name a directory that this user may write to.",
             ) from error
         raise ResourceError(f"{doing} {path} failed: {error}", kind="io") from error
+
+
+def _system_error(error: OSError | RuntimeError) -> OSError | None:
+    """The refusal behind an error: h5py's RuntimeError says it where closing a file fails."""
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"errno = (\d+)", str(error))
+    return OSError(int(code[1]), str(error)) if code else None
 
 
 def as_bytes(data: AnyArray | bytes | memoryview) -> memoryview:
@@ -108,7 +126,7 @@ class DurableFile:
         self._hash = xxhash.xxh3_128()
         self._hashed = 0
         self._flushed = 0
-        self._partial = partial_name(path)
+        self._partial: Path | None = partial_name(path)
         with translated(path, "creating"):
             self._fd = os.open(
                 self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644
@@ -116,7 +134,7 @@ class DurableFile:
             if size:
                 try:
                     _preallocate(self._fd, size)
-                except OSError:
+                except BaseException:
                     self.abandon()
                     raise
 
@@ -156,22 +174,32 @@ class DurableFile:
         return [*self._digests, self._hash.hexdigest()] if self._hashed else list(self._digests)
 
     def commit(self) -> None:
-        """Flush and publish under the final name."""
-        with translated(self.path, "publishing"):
-            os.ftruncate(self._fd, self.written)
-            os.fsync(self._fd)
-            drop_cached(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            os.replace(self._partial, self.path)
-            sync_directory(self.path.parent)
+        """Flush and publish under the final name. Where that fails, nothing is left."""
+        if self._partial is None:
+            raise ValueError(f"{self.path} was published or abandoned before")
+        try:
+            with translated(self.path, "publishing"):
+                os.ftruncate(self._fd, self.written)
+                os.fsync(self._fd)
+                drop_cached(self._fd)
+                self._close()
+                os.replace(self._partial, self.path)
+                self._partial = None
+                sync_directory(self.path.parent)
+        finally:
+            self.abandon()
 
     def abandon(self) -> None:
-        """Remove what was written. May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._partial.unlink(missing_ok=True)
+        """Remove what was written and not published. May be called twice."""
+        self._close()
+        partial, self._partial = self._partial, None
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> DurableFile:
         return self

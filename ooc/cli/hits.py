@@ -5,6 +5,7 @@ The file grows under a temporary name and appears under its own when it is whole
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -45,8 +46,16 @@ class HitWriter(ABC):
         self.settings = settings
         self.partial = partial_name(path)
         with translated(path, "creating"):
-            _remove(self.partial)
-            self._open()
+            self._discard()
+            try:
+                self._open()
+            except BaseException:
+                self._discard()
+                raise
+
+    def _discard(self) -> None:
+        """Remove what is unfinished."""
+        _remove(self.partial)
 
     @abstractmethod
     def _open(self) -> None: ...
@@ -73,19 +82,20 @@ class HitWriter(ABC):
                     remove_tree(self.path)
                 rename(self.partial, self.path)
         finally:
-            _remove(self.partial)
+            self._discard()
 
 
 class _Npz(HitWriter):
     """A zip takes one member at a time: both arrays are written beside it first."""
 
+    _parts: dict[str, IO[bytes]]
+
     def _open(self) -> None:
-        self._parts: dict[str, IO[bytes]] = {}
+        self._parts = {}
         for name, dtype in (("distances", np.float32), ("ids", np.int64)):
-            file = self._scratch(name).open("w+b")
+            file = self._parts[name] = self._scratch(name).open("w+b")
             header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(file, header)
-            self._parts[name] = file
 
     def _scratch(self, name: str) -> Path:
         return self.partial.with_name(f"{self.partial.name}.{name}")
@@ -96,19 +106,23 @@ class _Npz(HitWriter):
             self._parts["ids"].write(np.ascontiguousarray(ids, np.int64).data)
 
     def _close(self, *, whole: bool) -> None:
-        try:
-            if whole:
-                with zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED) as archive:
-                    for name, file in self._parts.items():
-                        file.seek(0)
-                        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                            shutil.copyfileobj(file, member, 1 << 20)
-                    with archive.open("settings.npy", "w") as member:
-                        np.lib.format.write_array(member, np.array(json.dumps(dict(self.settings))))
-        finally:
+        if not whole:
+            return
+        with zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED) as archive:
             for name, file in self._parts.items():
+                file.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    shutil.copyfileobj(file, member, 1 << 20)
+            with archive.open("settings.npy", "w") as member:
+                np.lib.format.write_array(member, np.array(json.dumps(dict(self.settings))))
+
+    def _discard(self) -> None:
+        super()._discard()
+        for file in getattr(self, "_parts", {}).values():
+            with contextlib.suppress(OSError):  # of a full disk: nothing in it is wanted
                 file.close()
-                self._scratch(name).unlink(missing_ok=True)
+        for name in ("distances", "ids"):
+            self._scratch(name).unlink(missing_ok=True)
 
 
 class _Hdf5(HitWriter):

@@ -79,7 +79,7 @@ def _lists(sizes: Mapping[str, Any], width: int) -> list[str]:
     return [
         *(bars(drawn, width=width) if drawn else []),
         f"  least {least}, mean {sizes['mean']:.4g}, most {most}; {empty} empty",
-        f"  a row's list has {sizes['weighted_mean']:.4g} rows on average",
+        f"  weighted by size, which is what a query meets: {sizes['weighted_mean']:.4g}",
     ]
 
 
@@ -93,8 +93,10 @@ def _bytes(info: Mapping[str, Any]) -> list[str]:
 
 def _built(info: Mapping[str, Any]) -> list[str]:
     plan, report = info["plan"], info["report"]
+    # Without the report, which no search needs, less is known.
+    named = {"digest": "", "seed": "seed ", "on_bad": "bad rows: "}
     rows = [
-        ("plan", f"{plan['digest']}, seed {plan['seed']}, bad rows: {plan['on_bad']}"),
+        ("plan", ", ".join(f"{name}{plan[key]}" for key, name in named.items() if key in plan)),
         ("template", f"{plan['factory']}, trained on {format_count(plan['sample_rows'])} rows"),
     ]
     for key, what in (("skipped_rows", "with NaN or infinity left out"), ("zero_rows", "all zeros")):

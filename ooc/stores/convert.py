@@ -21,10 +21,10 @@ import numpy as np
 
 from ooc import events
 from ooc.durable import partial_name, remove_tree, rename, sync_directory, translated, write_json
-from ooc.errors import ArgumentError, ConflictError, DataError, PlanError, ResourceError, Stopped
+from ooc.errors import ConflictError, DataError, PlanError, ResourceError, Stopped
 from ooc.stores.base import Block, Store
 from ooc.stores.opener import open_store
-from ooc.stores.targets import Target, parse_target
+from ooc.stores.targets import Target, check_not_source, parse_target
 from ooc.stores.write import StoreWriter, remove_unlocked
 from ooc.types import PathOrStr, StoreLike
 from ooc.units import MIB, format_bytes, format_count, parse_bytes
@@ -126,7 +126,7 @@ def convert(
             chunk_rows=chunk_rows,
             compression=compression,
         )
-        _check_not_source(src, store, target.path)
+        check_not_source(src, store, target.path)
         job = _Job(store=store, target=target, overwrite=overwrite)
         resumed = job.prepare()
         tell(
@@ -234,8 +234,14 @@ class _Job:
         self._check_disk(tell)
         if self.state == "new":
             remove_unlocked(self._partial)
-            self._save(0)
-        writer = target.open(self._partial, recorded)
+        try:
+            if self.state == "new":
+                self._save(0)
+            writer = target.open(self._partial, recorded)
+        except ResourceError:
+            if self.state == "new":
+                self.discard()
+            raise
         begun = time.monotonic()
         resumed = writer.n
         try:
@@ -248,13 +254,15 @@ class _Job:
             )
             self._copy_blocks(writer, rows, tell, stop)
             writer.close()
-        except DataError:
-            # The same call cannot succeed: nothing of it is worth keeping.
-            writer.abandon()
-            self.discard()
+        except Stopped:
+            writer.close() if target.resumable else writer.abandon()
             raise
-        except BaseException:
+        except BaseException as error:
             writer.abandon()
+            # Bad data stays bad, and the next run can make no use of nothing.
+            useless = isinstance(error, ResourceError) and not (target.resumable and writer.durable_n)
+            if useless or isinstance(error, DataError):
+                self.discard()
             raise
         seconds = time.monotonic() - begun
         copied = store.n - resumed
@@ -290,7 +298,7 @@ class _Job:
 
     def _check_disk(self, tell: events.Observer) -> None:
         there = _bytes_on_disk(self._partial) if self._partial.exists() else 0
-        needed = max(self.target.nbytes - there, 0)
+        needed = max(self.target.disk_bytes - there, 0)
         free = shutil.disk_usage(self.target.path.parent).free
         if needed <= free:
             return
@@ -374,21 +382,6 @@ def _blocks_from(store: Store, rows: int, first: int) -> Iterator[Block]:
         skipped = max(first - block.start, 0)
         if skipped < len(block.rows):
             yield Block(start=block.start + skipped, rows=block.rows[skipped:])
-
-
-def _check_not_source(src: StoreLike, store: Store, path: Path) -> None:
-    names = json.loads(store.uri) if store.uri.startswith('["') else [store.uri]
-    if isinstance(src, str | os.PathLike):
-        names.append(os.fspath(src))
-    wanted = Path(os.path.realpath(path))
-    for name in names:
-        source = Path(os.path.realpath(name.partition("::")[0]))
-        if name and (source == wanted or (source.is_dir() and wanted.is_relative_to(source))):
-            raise ArgumentError(
-                f"{path} is the source itself, or lies in it",
-                kind="same-path",
-                hint="Name another destination.",
-            )
 
 
 def _bytes_on_disk(path: Path) -> int:

@@ -16,19 +16,14 @@ from pathlib import Path
 
 import h5py
 
-from ooc.durable import sync_directory, write_bytes
+from ooc.durable import journal_name, sync_directory, write_bytes
 from ooc.mapping import drop_cached
 
-__all__ = ["JournaledFile", "apply_journal", "journal_name", "open_for_reading"]
+__all__ = ["JournaledFile", "apply_journal", "open_for_reading"]
 
 _MAGIC = b"ooc-hdf5-journal-1\n"
 
 _Patch = tuple[int, bytes, bytes]
-
-
-def journal_name(path: Path) -> Path:
-    """Where the journal of an HDF5 file lies."""
-    return path.with_name(f".{path.name}.journal")
 
 
 class JournaledFile:

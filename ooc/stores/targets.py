@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from ooc.errors import ArgumentError, ConflictError
+from ooc.stores.base import Store
 from ooc.stores.cast import WRITABLE, writable_dtype
+from ooc.stores.formats import is_zarr
 from ooc.stores.write import (
     HDF5_SUFFIXES,
     ZARR_SUFFIXES,
@@ -20,9 +24,9 @@ from ooc.stores.write import (
 )
 from ooc.stores.write_arrow import ARROW_COMPRESSIONS, ARROW_SUFFIXES, PARQUET_COMPRESSIONS, PARQUET_SUFFIXES
 from ooc.stores.write_raw import RAW_DTYPES, RawWriter, raw_layout
-from ooc.types import PathOrStr
+from ooc.types import PathOrStr, StoreLike
 
-__all__ = ["Target", "parse_target"]
+__all__ = ["Target", "check_not_source", "parse_target"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +55,11 @@ class Target:
     compression: str
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all rows, before any compression."""
-        return self.n * self.d * self.dtype.itemsize
+    def disk_bytes(self) -> int:
+        """Bytes on disk where nothing is compressed: the last chunk is as long as the others."""
+        whole = self.unit_rows if self.format in ("zarr", "hdf5") else 1
+        prefix = 4 if self.format.endswith("vecs") else 0
+        return -(-self.n // whole) * whole * (self.d * self.dtype.itemsize + prefix)
 
     @property
     def unit_rows(self) -> int:
@@ -133,7 +139,7 @@ class Target:
         """
         others: list[str] = []
         if self.format == "zarr":
-            is_store = any((self.path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+            is_store = is_zarr(self.path)
             if is_store and not (self.path / ".zarray").exists():
                 others = _zarr_members(self.path)
         elif self.format == "hdf5":
@@ -270,3 +276,25 @@ def parse_target(
     if suffix in RAW_DTYPES:
         raw_layout(suffix, n=n, d=d, dtype=kind)  # says now what it cannot count
     return target
+
+
+def check_not_source(src: StoreLike, store: Store, path: Path) -> None:
+    """See that a destination is not what is read, nor lies in it.
+
+    Raises
+    ------
+    ArgumentError
+        ``same-path``.
+    """
+    names = json.loads(store.uri) if store.uri.startswith('["') else [store.uri]
+    if isinstance(src, str | os.PathLike):
+        names.append(os.fspath(src))
+    wanted = Path(os.path.realpath(path))
+    for name in names:
+        source = Path(os.path.realpath(name.partition("::")[0]))
+        if name and (source == wanted or (source.is_dir() and wanted.is_relative_to(source))):
+            raise ArgumentError(
+                f"{path} is the source itself, or lies in it",
+                kind="same-path",
+                hint="Name another destination.",
+            )

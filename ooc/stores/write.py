@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from ooc.durable import remove_tree, translated
+from ooc.durable import journal_name, remove_tree, translated
 from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.stores.cast import as_rows, cast_rows, writable_dtype
 from ooc.types import AnyArray, PathOrStr
@@ -120,8 +120,11 @@ class StoreWriter(ABC):
     def abandon(self) -> None:
         """Give the files up and leave on disk what is there, without a last flush."""
         if self._state != "closed":
-            self._state = "closed"
-            self._release()
+            self._state = "failed"
+            try:
+                self._release()
+            finally:
+                self._state = "closed"
 
     def _check_open(self) -> None:
         if self._state == "closed":
@@ -279,6 +282,7 @@ def remove_unlocked(path: Path) -> None:
     try:
         with translated(path, "removing"):
             remove_tree(path) if path.is_dir() else path.unlink()
+            journal_name(path).unlink(missing_ok=True)
     finally:
         os.close(fd)
 

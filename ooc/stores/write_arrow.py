@@ -6,6 +6,7 @@ to them that was interrupted starts over.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class ArrowWriter(ChunkedWriter):
         self._writer: Any = None
         with translated(path, "creating"):
             self._file: Any = path.open("wb")
+        self._lock = -1
         try:
             self._lock = lock_for_writing(path)
             if parquet:
@@ -94,7 +96,7 @@ class ArrowWriter(ChunkedWriter):
                 options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
                 self._writer = pa.ipc.new_file(self._file, self._schema, options=options)
         except BaseException:
-            self._file.close()
+            self._release()
             raise
 
     def _write(self, start: int, rows: AnyArray) -> None:
@@ -131,5 +133,9 @@ class ArrowWriter(ChunkedWriter):
         if hasattr(self._writer, "is_open"):
             self._writer.is_open = False  # or pyarrow would write a footer when it is collected
         self._writer = None
-        self._file.close()
-        os.close(self._lock)
+        # What is still in its buffer was given up, or is on the disk.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1

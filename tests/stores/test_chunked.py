@@ -17,6 +17,7 @@ import pytest
 import zarr
 
 from ooc.errors import StoreError
+from ooc.mapping import drop_file
 from ooc.stores import open_store
 from ooc.stores.base import even_starts
 from ooc.stores.chunked import ChunkedStore
@@ -128,6 +129,9 @@ def test_blocks_leave_nothing_in_the_page_cache(tmp_path: Path, kind: str, cols:
         assert not store.mapped
         for file in files:
             written(file)
+            drop_file(file)
+        if resident_bytes(files):
+            pytest.skip("this file system keeps its files in memory")
         store.read(0, store.n)
         assert resident_bytes(files) >= rows.nbytes / 2
         for block in store.blocks(300):

@@ -149,6 +149,17 @@ class MappedFile:
                 return  # arrays still look at it; the last one to go unmaps it
 
 
+def _most_mappings() -> int:
+    """How many files a pool maps: a quarter of those that the process may open, at most 256."""
+    try:
+        import resource
+
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError):
+        return 256
+    return 256 if allowed < 0 else max(min(allowed // 4, 256), 1)
+
+
 class MapPool:
     """Mappings of many files, a bounded number of them at a time.
 
@@ -157,9 +168,9 @@ class MapPool:
     more. Safe from several threads.
     """
 
-    def __init__(self, *, random: bool = False, limit: int = 256) -> None:
+    def __init__(self, *, random: bool = False, limit: int | None = None) -> None:
         self._random = random
-        self._limit = limit
+        self._limit = limit or _most_mappings()
         self._maps: OrderedDict[Path, MappedFile] = OrderedDict()
         self._lock = threading.Lock()
 

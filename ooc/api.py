@@ -64,22 +64,20 @@ def build(
     Stopped
         ``stop`` was set. The same call goes on.
     """
-    from ooc.build import pipeline
+    from ooc.build.pipeline import build as run
+    from ooc.build.plan import Options
     from ooc.cli.progress import observer_for
     from ooc.events import broadcast
 
+    options = Options(
+        memory=memory,
+        metric=metric,
+        factory=factory,
+        seed=seed,
+        shard_rows=shard_rows,
+        threads=threads,
+        copy_vectors=copy_vectors,
+        on_bad=on_bad,
+    )
     with observer_for(progress) as display:
-        return pipeline.build(
-            store,
-            index,
-            memory=memory,
-            metric=metric,
-            factory=factory,
-            seed=seed,
-            shard_rows=shard_rows,
-            threads=threads,
-            copy_vectors=copy_vectors,
-            on_bad=on_bad,
-            observer=broadcast([display, observer]),
-            stop=stop,
-        )
+        return run(store, index, options, observer=broadcast([display, observer]), stop=stop)

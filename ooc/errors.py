@@ -18,6 +18,11 @@ that ``ooc`` did not foresee.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import threading
+
 __all__ = [
     "ArgumentError",
     "ConflictError",
@@ -122,3 +127,9 @@ class Stopped(OocError):  # noqa: N818 - not a failure: the caller asked for it
 
     def __init__(self, message: str, *, kind: str = "stopped", hint: str | None = None) -> None:
         super().__init__(message, kind=kind, hint=hint)
+
+    @classmethod
+    def raise_if(cls, stop: threading.Event | None) -> None:
+        """Raise where ``stop`` is set: what work calls at the points where it is safe to end."""
+        if stop is not None and stop.is_set():
+            raise cls("stopped at a safe point")

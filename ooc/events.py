@@ -6,9 +6,10 @@ own function are three observers of the same stream; the operations know none of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -18,12 +19,14 @@ __all__ = [
     "Note",
     "Observer",
     "Progress",
+    "Stage",
     "StageFinished",
     "StageStarted",
     "Started",
     "as_record",
     "broadcast",
     "ignore",
+    "stage",
 ]
 
 
@@ -102,6 +105,44 @@ Observer: TypeAlias = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """The observer of those who do not watch."""
+
+
+class Stage:
+    """A stage at work: tells the observer how far it is, and collects its figures.
+
+    Made by ``stage``; ``figures`` go into the ``StageFinished`` event.
+    """
+
+    def __init__(self, observer: Observer, name: str) -> None:
+        self._observer = observer
+        self._name = name
+        self.figures: dict[str, Any] = {}
+
+    def tell(self, done: int) -> None:
+        """``done`` of the total is done, in all."""
+        self._observer(Progress(stage=self._name, done=done))
+
+    def note(self, message: str, *, kind: str, warning: bool = False) -> None:
+        """Something the user should know."""
+        self._observer(Note(message=message, kind=kind, level="warning" if warning else "info"))
+
+
+@contextlib.contextmanager
+def stage(
+    observer: Observer,
+    name: str,
+    total: int,
+    *,
+    unit: Literal["rows", "bytes"] = "rows",
+    done: int = 0,
+    row_bytes: int = 0,
+) -> Iterator[Stage]:
+    """Tell of a stage's beginning and, when the block ends well, of its end."""
+    began = time.monotonic()
+    observer(StageStarted(stage=name, total=total, unit=unit, done=done, row_bytes=row_bytes))
+    at_work = Stage(observer, name)
+    yield at_work
+    observer(StageFinished(stage=name, seconds=time.monotonic() - began, figures=at_work.figures))
 
 
 def broadcast(observers: Iterable[Observer | None]) -> Observer:

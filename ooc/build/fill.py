@@ -8,8 +8,10 @@ re-ranking are written on the same pass.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,14 @@ from ooc.build.sample import bad_rows_error, npy_header
 from ooc.build.train import Template
 from ooc.build.workers import in_order, workers
 from ooc.durable import DurableFile, RowsFile, as_bytes, make_directory, read_json, write_json
-from ooc.errors import IndexDirError, Stopped
-from ooc.index.layout import SegmentLayout
+from ooc.errors import DataError, IndexDirError, Stopped
+from ooc.events import Observer, Stage, ignore, stage
+from ooc.index.layout import BuildLayout
 from ooc.index.lists import write_sorted
 from ooc.stores.base import Block, Store, as_float32
 from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
 
-__all__ = ["Shard", "copy_dtype", "fill", "segment_in_making", "shards_done"]
+__all__ = ["Shard", "copy_dtype", "fill", "shards_done"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +58,13 @@ class Shard:
         return int(self.sizes.sum())
 
 
-def _shards_dir(build: Path) -> Path:
-    return build / "shards"
-
-
-def shards_done(build: Path) -> list[Shard]:
+def shards_done(build: BuildLayout) -> list[Shard]:
     """The shards whose records are on disk, by their first row.
 
     A record whose file of lists is missing or of another size is taken for one that is not there.
     """
     found = []
-    for path in sorted(_shards_dir(build).glob("*.json")):
+    for path in sorted(build.shards.glob("*.json")):
         record = read_json(path, what="a shard's record")
         lists = path.with_suffix(".ivfdata")
         if not lists.is_file() or lists.stat().st_size != record["bytes"]:
@@ -89,7 +88,7 @@ def shards_done(build: Path) -> list[Shard]:
             raise IndexDirError(
                 f"the shards {one.path} and {next_.path} overlap",
                 kind="shards-overlap",
-                hint=f"Remove {build} and run the build again.",
+                hint=f"Remove {build.root} and run the build again.",
             )
     return found
 
@@ -110,19 +109,14 @@ def copy_dtype(plan: Plan) -> np.dtype[np.generic]:
     return np.dtype(plan.dtype if exact else "float32")
 
 
-def segment_in_making(build: Path) -> SegmentLayout:
-    """Where the segment grows while the build lasts; the copied rows come first."""
-    return SegmentLayout(build / "segment")
-
-
 def fill(
     store: Store,
     plan: Plan,
     template: Template,
-    build: Path,
+    build: BuildLayout,
     *,
-    progress: Callable[[int], None],
-    stop: Callable[[], bool],
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
 ) -> list[Shard]:
     """Fill every shard that is not there yet; all shards.
 
@@ -132,60 +126,90 @@ def fill(
         The rows of ``plan``.
     template : Template
         What ``train`` made.
-    build : Path
+    build : BuildLayout
         The directory of this build, where shards are kept.
-    progress : callable
-        Is told the rows that are in shards or on their way, in all.
-    stop : callable
-        Asked between blocks. When it says yes, the rows read so far become a shard of their own and
-        ``Stopped`` is raised.
+    observer : callable
+        Is told events.
+    stop : threading.Event, optional
+        When set, the rows read so far become a shard of their own and ``Stopped`` is raised.
 
     Raises
     ------
     DataError
         At a row with NaN or infinity where the plan says to stop there. Shards done before stay.
     """
-    make_directory(_shards_dir(build))
+    make_directory(build.shards)
     done = shards_done(build)
     counted = sum(shard.stop - shard.start for shard in done)
-    copies = _open_copy(plan, build) if plan.copy_vectors else None
-    try:
-        with workers(plan.threads) as pool:
+    with (
+        stage(observer, "fill", plan.n, done=counted, row_bytes=store.row_bytes) as at,
+        _copy(plan, build) as copies,
+        workers(plan.threads) as pool,
+    ):
 
-            def work(block: Block) -> _Encoded:
-                return _encode(block, plan, template, copies)
+        def work(block: Block) -> _Encoded:
+            return _encode(block, plan, template, copies)
 
-            for first, last in list(_missing(done, plan.n)):
-                # On a fixed grid, so that a resumed build cuts the rest as a whole one would.
-                for start in range(first // plan.shard_rows * plan.shard_rows, last, plan.shard_rows):
-                    begin, end = max(start, first), min(start + plan.shard_rows, last)
-                    making = _Making(plan, begin, end, template.codec.code_size)
-                    blocks = _pieces(store, plan, begin, end, stop)
-                    for encoded in in_order(pool, work, blocks, plan.threads):
-                        making.add(store, encoded)
-                        progress(counted + making.read)
-                    if making.read:
-                        making.write(build, copies)
-                    counted += making.read
-                    if making.read < end - begin:
-                        raise Stopped("stopped while filling: what was read is in a shard")
-    finally:
-        if copies is not None:
-            copies.close()
-    return shards_done(build)
+        for begin, end in _spans(done, plan):
+            making = _Making(plan, begin, end, template.codec.code_size)
+            for encoded in in_order(pool, work, _pieces(store, plan, begin, end, stop), plan.threads):
+                making.add(store, encoded)
+                at.tell(counted + making.read)
+            if making.read:
+                making.write(build, copies)
+            counted += making.read
+            if making.read < end - begin:
+                raise Stopped("stopped while filling: the rows read so far are in a shard")
+        shards = shards_done(build)
+        at.figures.update(_report(shards, at))
+    return shards
 
 
-def _open_copy(plan: Plan, build: Path) -> RowsFile:
+def _spans(done: list[Shard], plan: Plan) -> Iterator[tuple[int, int]]:
+    """What is missing, cut on a fixed grid: a resumed build cuts the rest as a whole one would."""
+    for first, last in _missing(done, plan.n):
+        for start in range(first // plan.shard_rows * plan.shard_rows, last, plan.shard_rows):
+            yield max(start, first), min(start + plan.shard_rows, last)
+
+
+def _report(shards: list[Shard], at: Stage) -> dict[str, int]:
+    skipped = sum(shard.skipped for shard in shards)
+    zeros = sum(shard.zeros for shard in shards)
+    rows = sum(shard.rows for shard in shards)
+    if skipped:
+        first = next(shard.first_skipped for shard in shards if shard.skipped)
+        at.note(
+            f"{skipped} rows hold NaN or infinity and are left out, the first is row {first}",
+            kind="rows-skipped",
+            warning=True,
+        )
+    if zeros:
+        at.note(f"{zeros} rows are zero: their cosine with anything is 0", kind="zero-rows", warning=True)
+    if not rows:
+        raise DataError("every row holds NaN or infinity: there is nothing to index", kind="bad-rows")
+    return {"rows": rows, "shards": len(shards), "skipped_rows": skipped, "zero_rows": zeros}
+
+
+@contextlib.contextmanager
+def _copy(plan: Plan, build: BuildLayout) -> Iterator[RowsFile | None]:
+    """The file of the index's own rows, where it keeps any."""
+    if not plan.copy_vectors:
+        yield None
+        return
     dtype = copy_dtype(plan)
-    segment = segment_in_making(build)
-    make_directory(segment.root)
-    return RowsFile(segment.vectors, npy_header((plan.n, plan.d), dtype), plan.n * plan.d * dtype.itemsize)
+    make_directory(build.segment.root)
+    header = npy_header((plan.n, plan.d), dtype)
+    file = RowsFile(build.segment.vectors, header, plan.n * plan.d * dtype.itemsize)
+    try:
+        yield file
+    finally:
+        file.close()
 
 
-def _pieces(store: Store, plan: Plan, begin: int, end: int, stop: Callable[[], bool]) -> Iterator[Block]:
+def _pieces(store: Store, plan: Plan, begin: int, end: int, stop: threading.Event | None) -> Iterator[Block]:
     """Blocks of at most ``BLOCK_ROWS``, cut from larger reads, on a grid that starts at row 0."""
     for block in store.blocks(plan.block_rows, start=begin, stop=end):
-        if stop():
+        if stop is not None and stop.is_set():
             return
         for i in range(0, len(block.rows), BLOCK_ROWS):
             yield Block(start=block.start + i, rows=block.rows[i : i + BLOCK_ROWS])
@@ -256,7 +280,7 @@ class _Making:
                 count = sum(map(len, self._bad))
                 raise bad_rows_error(store, int(self._bad[0][0]), count)
 
-    def write(self, build: Path, copies: RowsFile | None) -> None:
+    def write(self, build: BuildLayout, copies: RowsFile | None) -> None:
         """Make the rows read so far durable: copied rows, lists, then the record."""
         if copies is not None:
             copies.flush()
@@ -267,7 +291,7 @@ class _Making:
             keep = np.ones(self.read, bool)
             keep[bad - self._start] = False
             codes, list_nos, ids = codes[keep], list_nos[keep], ids[keep]
-        path = _shards_dir(build) / f"{self._start:012d}.ivfdata"
+        path = build.shards / f"{self._start:012d}.ivfdata"
         with DurableFile(path) as file:
             sizes = write_sorted(file, codes, list_nos, ids, self._plan.nlist, COPY_BYTES)
             checksums, written = file.checksums(), file.written

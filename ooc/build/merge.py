@@ -9,53 +9,50 @@ ascend within each list.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
 
 import numpy as np
 
 from ooc.build.fill import Shard
-from ooc.build.plan import COPY_BYTES
-from ooc.durable import DurableFile, make_directory
+from ooc.build.plan import COPY_BYTES, Plan
+from ooc.durable import DurableFile, make_directory, write_bytes, write_json
 from ooc.engine import Codec
-from ooc.errors import IndexDirError
+from ooc.errors import IndexDirError, Stopped
+from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES, ListsReader, list_groups
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["Merged", "merge"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Merged:
-    """Rows of each list, and checksums by file name."""
-
-    sizes: IntArray
-    checksums: dict[str, list[str]]
+__all__ = ["evenness", "merge"]
 
 
 def merge(
     shards: list[Shard],
+    plan: Plan,
     codec: Codec,
     segment: SegmentLayout,
     *,
-    progress: Callable[[int], None],
-    check: Callable[[], None],
-) -> Merged:
-    """Write the lists of all shards, and the header that faiss opens them with.
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
+) -> None:
+    """Write the segment: the lists of all shards, the header that faiss opens them with, the record.
+
+    Does nothing where the record is there already.
 
     Parameters
     ----------
     shards : list of Shard
         In the order of their rows.
+    plan : Plan
+        Whether rows were copied on the way.
     codec : Codec
-        The template they were filled with.
+        The template that the shards were filled with.
     segment : SegmentLayout
-        Where to; files appear when they are whole.
-    progress : callable
-        Is told the bytes written so far.
-    check : callable
-        Called between spans; raises to stop.
+        Where to; files appear when they are whole, the record last.
+    observer : callable
+        Is told events; bytes are counted.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
 
     Raises
     ------
@@ -63,6 +60,21 @@ def merge(
         When a shard is not what its record says; its record is removed, so that the next run fills
         it again.
     """
+    if segment.record.exists():
+        return
+    total = sum(shard.rows for shard in shards) * (codec.code_size + ID_BYTES)
+    with stage(observer, "merge", total, unit="bytes") as at:
+        sizes, checksums = _merge_lists(shards, codec, segment, at, stop)
+        if plan.copy_vectors:
+            checksums[segment.vectors.name] = [c for shard in shards for c in shard.row_checksums]
+        _write_record(segment, shards, checksums)
+        at.figures.update(bytes=total, **evenness(sizes))
+
+
+def _merge_lists(
+    shards: list[Shard], codec: Codec, segment: SegmentLayout, at: Stage, stop: threading.Event | None
+) -> tuple[IntArray, dict[str, list[str]]]:
+    """The sizes of the merged lists, and checksums by file name."""
     make_directory(segment.root)
     sizes: IntArray = np.stack([shard.sizes for shard in shards]).sum(axis=0)
     entry = codec.code_size + ID_BYTES
@@ -74,9 +86,9 @@ def merge(
             readers.append(reader)
         file = stack.enter_context(DurableFile(segment.lists, size=int(sizes.sum()) * entry))
         for first, last in list_groups(sizes, entry, COPY_BYTES):
-            check()
+            Stopped.raise_if(stop)
             file.write(_interleave(readers, sizes, first, last, codec.code_size))
-            progress(file.written)
+            at.tell(file.written)
         for reader in readers:
             try:
                 reader.finish()
@@ -86,7 +98,37 @@ def merge(
                 raise
         checksums = {segment.lists.name: file.checksums()}
     checksums[segment.header.name] = codec.save_header(segment.header, sizes)
-    return Merged(sizes=sizes, checksums=checksums)
+    return sizes, checksums
+
+
+def _write_record(segment: SegmentLayout, shards: list[Shard], checksums: dict[str, list[str]]) -> None:
+    lines = [
+        f"{digest}  {name}  {number}\n"
+        for name, digests in checksums.items()
+        for number, digest in enumerate(digests)
+    ]
+    write_bytes(segment.checksums, "".join(lines).encode())
+    names = [*checksums, segment.checksums.name]
+    write_json(
+        segment.record,
+        {
+            "rows": sum(shard.rows for shard in shards),
+            "skipped_rows": sum(shard.skipped for shard in shards),
+            "zero_rows": sum(shard.zeros for shard in shards),
+            "bytes": {name: (segment.root / name).stat().st_size for name in names},
+        },
+    )
+
+
+def evenness(sizes: IntArray) -> dict[str, float | int]:
+    """How even lists are: their mean size, and the mean weighted by size, which a query meets."""
+    total = int(sizes.sum())
+    return {
+        "mean": total / len(sizes),
+        "weighted_mean": float((sizes.astype(np.float64) ** 2).sum() / max(total, 1)),
+        "largest": int(sizes.max()),
+        "empty": int((sizes == 0).sum()),
+    }
 
 
 def _interleave(

@@ -8,7 +8,7 @@ read once, and kept on disk, so that a sample larger than the budget can be trai
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ import numpy as np
 from ooc.build.plan import BATCH_BYTES, Plan
 from ooc.build.rows import prepare
 from ooc.durable import DurableFile
-from ooc.errors import DataError
+from ooc.errors import DataError, Stopped
+from ooc.events import Observer, ignore, stage
 from ooc.stores.base import Store
 from ooc.types import IntArray
 
@@ -49,9 +50,16 @@ def npy_header(shape: tuple[int, int], dtype: np.dtype[np.generic]) -> bytes:
 
 
 def sample(
-    store: Store, plan: Plan, path: Path, *, progress: Callable[[int], None], check: Callable[[], None]
-) -> int:
-    """Write the sample to an ``.npy`` of float32 rows, prepared for the metric; how many there are.
+    store: Store,
+    plan: Plan,
+    path: Path,
+    *,
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
+) -> None:
+    """Write the sample to an ``.npy`` of float32 rows, prepared for the metric.
+
+    Does nothing where the file is there already: it appears only when it is whole.
 
     Parameters
     ----------
@@ -60,26 +68,29 @@ def sample(
     plan : Plan
         Says how many and with which seed.
     path : Path
-        Where to; appears when it is whole.
-    progress : callable
-        Is told the rows done so far.
-    check : callable
-        Called between reads; raises to stop.
+        Where to.
+    observer : callable
+        Is told events.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
 
     Raises
     ------
     DataError
         When a drawn row holds NaN or infinity and the plan says to stop there; or when all do.
     """
+    if path.exists():
+        return
     rows = draw(plan.n, plan.sample_rows, plan.seed)
     step = max(1, BATCH_BYTES // (4 * plan.d))
-    size = 4096 + len(rows) * 4 * plan.d
-    kept = len(rows)
     spare = np.empty((0, plan.d), np.float32)
-    with DurableFile(path, size=size) as file:
-        file.write(npy_header((kept, plan.d), np.dtype(np.float32)))
+    with (
+        stage(observer, "sample", len(rows), row_bytes=store.row_bytes) as at,
+        DurableFile(path, size=4096 + len(rows) * 4 * plan.d) as file,
+    ):
+        file.write(npy_header((len(rows), plan.d), np.dtype(np.float32)))
         for begin in range(0, len(rows), step):
-            check()
+            Stopped.raise_if(stop)
             some = rows[begin : begin + step]
             prepared = prepare(store.take(some), plan.metric)
             x = prepared.x
@@ -92,15 +103,15 @@ def sample(
                 spare = x[good] if len(good) else spare
                 if not len(spare):
                     raise DataError(
-                        f"the first {len(some)} rows drawn from {store.describe()} all hold NaN or infinity",
+                        f"the first {len(some)} rows drawn from {store.describe()} are all NaN or infinity",
                         kind="bad-rows",
                         hint="See that the store holds what you think it holds.",
                     )
                 # A drawn row that cannot be used gives its place to one that can.
                 x[prepared.bad] = spare[np.arange(len(prepared.bad)) % len(spare)]
             file.write(x)
-            progress(begin + len(some))
-    return kept
+            at.tell(begin + len(some))
+        at.figures["rows"] = len(rows)
 
 
 def bad_rows_error(store: Store, row: int, count: int, where: str = "so far") -> DataError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from ooc.build.sample import draw, npy_header
 from ooc.build.workers import workers
 from ooc.durable import DurableFile, make_directory, read_json, write_json
 from ooc.engine import Codec
+from ooc.errors import Stopped
+from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
 from ooc.stores import Store, open_store
 from ooc.types import FloatArray, IntArray
 
-__all__ = ["Template", "load_template", "train", "training_rows"]
+__all__ = ["Template", "load_template", "train"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +60,17 @@ class _Sample:
             yield block.rows if self._transform is None else self._transform(block.rows)
 
 
-def training_rows(plan: Plan) -> int:
-    """How many rows ``train`` counts in all."""
-    return rows_looked_at(plan.sample_rows, plan.nlist)
-
-
 def train(
-    sample: Path, plan: Plan, layout: Layout, *, progress: Callable[[int], None], check: Callable[[], None]
-) -> dict[str, Any]:
-    """Train the template on the sample file and write it, its record last; the record.
+    sample: Path,
+    plan: Plan,
+    layout: Layout,
+    *,
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
+) -> Template:
+    """Train the template on the sample file and write it, its record last.
+
+    Where this plan's template is there already it is read.
 
     Parameters
     ----------
@@ -76,32 +80,46 @@ def train(
         Metric, code, lists, seed; the same give the same bytes at any number of threads.
     layout : Layout
         The index directory.
-    progress : callable
-        Is told the rows looked at so far, of ``training_rows(plan)``.
-    check : callable
-        Called between blocks; raises to stop.
+    observer : callable
+        Is told events.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
     """
-    with open_store(sample) as store, workers(plan.threads) as pool:
+    there = load_template(layout, plan)
+    if there is not None:
+        return there
+    total = rows_looked_at(plan.sample_rows, plan.nlist)
+    with (
+        stage(observer, "train", total, row_bytes=4 * plan.d) as at,
+        open_store(sample) as store,
+        workers(plan.threads) as pool,
+    ):
         some = draw(store.n, code_training_rows(store.n, plan.d), plan.seed)
         codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
         codec.train_transforms(store.take(some))
-        check()
+        Stopped.raise_if(stop)
 
         def told(rows: int) -> None:
-            progress(rows)
-            check()
+            at.tell(rows)
+            Stopped.raise_if(stop)
 
         rows = _Sample(store, codec)
         centroids = two_level_kmeans(
             rows, plan.nlist, plan.metric, plan.seed, pool, progress=told, threads=plan.threads
         )
         codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
-        check()
+        Stopped.raise_if(stop)
         codec.train_code(codec.transform(store.take(some)))
+        _write(layout, plan, codec, centroids)
+        at.figures["nlist"] = plan.nlist
+    return Template(codec=codec, assigner=Assigner(centroids, plan.metric))
+
+
+def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray) -> None:
     make_directory(layout.template)
     checksums = {layout.template_file.name: codec.save(layout.template_file)}
     with DurableFile(layout.centroids_file) as file:
-        file.write(npy_header((plan.nlist, rows.d), np.dtype(np.float32)))
+        file.write(npy_header((plan.nlist, centroids.shape[1]), np.dtype(np.float32)))
         file.write(centroids)
         checksums[layout.centroids_file.name] = file.checksums()
     record = {
@@ -110,11 +128,10 @@ def train(
         "metric": plan.metric,
         "nlist": plan.nlist,
         "seed": plan.seed,
-        "sample_rows": rows.n,
+        "sample_rows": plan.sample_rows,
         "checksums": checksums,
     }
     write_json(layout.train_record, record)
-    return record
 
 
 def load_template(layout: Layout, plan: Plan) -> Template | None:

@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ooc.build.pipeline import build
+    from ooc.build.plan import Options
 
     with watching(args, f"build {args.index}") as shown, stop_on_signals(shown.stopping) as stop:
-        figures = build(args.store, args.index, observer=shown, stop=stop, **plan_options(args))
+        options = Options(**plan_options(args))
+        figures = build(args.store, args.index, options, observer=shown, stop=stop)
     if args.json:
         print_json(figures)
     else:

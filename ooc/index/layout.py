@@ -24,7 +24,7 @@ from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
 
-__all__ = ["FORMAT_VERSION", "Header", "Layout"]
+__all__ = ["FORMAT_VERSION", "BuildLayout", "Header", "Layout", "SegmentLayout"]
 
 #: Raised when a reader of the version before could give wrong answers.
 FORMAT_VERSION = 1
@@ -94,8 +94,8 @@ class Layout:
     def builds(self) -> Path:
         return self.root / "build"
 
-    def build(self, digest: str) -> Path:
-        return self.builds / digest
+    def build(self, digest: str) -> BuildLayout:
+        return BuildLayout(self.builds / digest)
 
     def is_index(self) -> bool:
         """Whether the directory is one of ours, finished or not."""
@@ -181,6 +181,34 @@ class Layout:
         write_json(self.report(number), report)
         write_json(self.generation(number), record)
         write_bytes(self.current, f"{number}\n".encode())
+
+
+@dataclass(frozen=True, slots=True)
+class BuildLayout:
+    """The paths of a build in the making."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def sample(self) -> Path:
+        return self.root / "sample.npy"
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    @property
+    def segment(self) -> SegmentLayout:
+        """Where the segment grows; the copied rows come first."""
+        return SegmentLayout(self.root / "segment")
 
 
 @dataclass(frozen=True, slots=True)

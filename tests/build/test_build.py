@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 import ooc
+from ooc import build
 from ooc.build.fill import shards_done
-from ooc.build.pipeline import build
 from ooc.events import Event, Note, Progress, StageFinished, Started
-from ooc.index.layout import Layout
+from ooc.index.layout import BuildLayout, Layout
 from ooc.types import AnyArray, FloatArray
 from tests.helpers import embeddings, exact_search, recall
 
@@ -237,7 +237,7 @@ def test_on_bad_skip_goes_on_from_a_build_that_stopped_at_a_bad_row(
     path = npy_of(bad)
     with pytest.raises(ooc.DataError):
         small(path, tmp_path / "i", factory="IVF8,Flat", shard_rows=8192)
-    done = shards_done(next((tmp_path / "i/build").iterdir()))
+    done = shards_done(BuildLayout(next((tmp_path / "i/build").iterdir())))
     assert len(done) == 4
     assert small(path, tmp_path / "i", factory="IVF8,Flat", shard_rows=8192, on_bad="skip")["rows"] == 39_999
 
@@ -385,7 +385,7 @@ def test_a_damaged_shard_is_noticed_and_filled_again(
 
 KILLED = """
 import sys, os, signal
-from ooc.build.pipeline import build
+from ooc import build
 from ooc.events import Progress, StageStarted
 stage, done = sys.argv[3], int(sys.argv[4])
 def observe(event):
@@ -508,7 +508,7 @@ def test_private_memory_stays_within_the_budget_of_the_plan(tmp_path: Path) -> N
     path = tmp_path / "x.npy"
     np.save(path, embeddings(200_000, 256))  # 205 MB
     code = (
-        "import sys, threading; from ooc.build.pipeline import build\n"
+        "import sys, threading; from ooc import build\n"
         "from ooc.mapping import private_bytes\n"
         "peak = [0]; over = threading.Event()\n"
         "def watch():\n"

@@ -239,8 +239,8 @@ def raised_kinds() -> set[tuple[str, str]]:
                 continue
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             kinds = [keyword.value for keyword in node.keywords if keyword.arg == "kind"]
-            if name == "_tell":
-                name, kinds = "Note", node.args[1:2]
+            if name in ("note", "_note"):
+                name = "Note"
             if name not in (*errors.__all__, "Note"):
                 continue
             for kind in kinds:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ooc
-from ooc.build.pipeline import build
+from ooc import build
 from ooc.durable import CHECK_BYTES, DurableFile, block_checksums
 from ooc.index.lists import ListsReader, list_groups, write_sorted
 from ooc.types import FloatArray

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ooc
-from ooc.build.pipeline import build
+from ooc import build
 from ooc.search.exact import best
 from ooc.types import FloatArray
 from tests.helpers import embeddings, exact_search, recall

@@ -269,7 +269,7 @@ def _read(path: Path, flags: int) -> Any:
         raise IndexDirError(
             f"{path} cannot be read by faiss: {reason}",
             kind="index-damaged",
-            hint="Copy the directory anew, or build it again.",
+            hint="Copy the directory anew, or remove it and build.",
         ) from error
 
 
@@ -329,7 +329,7 @@ class DiskLists:
             raise IndexDirError(
                 f"{lists} has {size} bytes and {header} speaks of {int(self._lists.totsize)}",
                 kind="index-damaged",
-                hint="It was cut short or does not belong here: copy the directory anew, or build again.",
+                hint="It was cut short or is another one: copy the directory anew, or remove it and build.",
             )
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 
 from ooc.build.fill import Shard
 from ooc.build.plan import COPY_BYTES, Plan
-from ooc.durable import DurableFile, make_directory, write_bytes, write_json
+from ooc.durable import DurableFile, make_directory, read_json, write_bytes, write_json
 from ooc.engine import Codec
 from ooc.errors import IndexDirError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
@@ -23,7 +23,7 @@ from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES, ListsReader, list_groups
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["evenness", "merge"]
+__all__ = ["evenness", "is_done", "merge"]
 
 
 def merge(
@@ -60,15 +60,22 @@ def merge(
         When a shard is not what its record says; its record is removed, so that the next run fills
         it again.
     """
-    if segment.record.exists():
+    if is_done(segment, plan):
         return
     total = sum(shard.rows for shard in shards) * (codec.code_size + ID_BYTES)
     with stage(observer, "merge", total, unit="bytes") as at:
         sizes, checksums = _merge_lists(shards, codec, segment, at, stop)
         if plan.copy_vectors:
             checksums[segment.vectors.name] = [c for shard in shards for c in shard.row_checksums]
-        _write_record(segment, shards, checksums)
+        _write_record(segment, plan, shards, checksums)
         at.figures.update(bytes=total, **evenness(sizes))
+
+
+def is_done(segment: SegmentLayout, plan: Plan) -> bool:
+    """Whether a segment is there, whole, and of this plan."""
+    if not segment.record.exists():
+        return False
+    return read_json(segment.record, what="the segment's record").get("plan") == plan.digest
 
 
 def _merge_lists(
@@ -101,7 +108,9 @@ def _merge_lists(
     return sizes, checksums
 
 
-def _write_record(segment: SegmentLayout, shards: list[Shard], checksums: dict[str, list[str]]) -> None:
+def _write_record(
+    segment: SegmentLayout, plan: Plan, shards: list[Shard], checksums: dict[str, list[str]]
+) -> None:
     lines = [
         f"{digest}  {name}  {number}\n"
         for name, digests in checksums.items()
@@ -112,6 +121,7 @@ def _write_record(segment: SegmentLayout, shards: list[Shard], checksums: dict[s
     write_json(
         segment.record,
         {
+            "plan": plan.digest,
             "rows": sum(shard.rows for shard in shards),
             "skipped_rows": sum(shard.skipped for shard in shards),
             "zero_rows": sum(shard.zeros for shard in shards),

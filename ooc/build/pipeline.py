@@ -21,17 +21,18 @@ import numpy as np
 from ooc import engine
 from ooc.build.fill import fill, shards_done
 from ooc.build.kmeans import rows_looked_at
-from ooc.build.merge import merge
+from ooc.build.merge import is_done, merge
 from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.publish import FIRST_SEGMENT, publish
 from ooc.build.sample import sample
 from ooc.build.status import StatusWriter
-from ooc.build.train import train
+from ooc.build.train import load_template, train
 from ooc.durable import make_directory, read_json, remove_tree, write_json
 from ooc.errors import ConflictError, OocError, Stopped
 from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
 from ooc.index.layout import BuildLayout, Header, Layout
 from ooc.index.lock import publisher
+from ooc.index.segment import Segment
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.stores import Store, open_store
 from ooc.types import PathOrStr, StoreLike
@@ -159,8 +160,11 @@ class _Run:
 
     def _nothing_to_do(self) -> dict[str, Any]:
         live = self._layout.live()
+        record = self._generation(live or 0)
+        for segment in record["segments"]:
+            Segment(self._layout.segment(segment["name"])).close()  # says so where it is damaged
         self._note("this index is built already: same store, same plan", kind="already-built")
-        return self._figures(self._generation(live or 0), already_built=True)
+        return self._figures(record, already_built=True)
 
     def _generation(self, number: int) -> dict[str, Any]:
         return read_json(self._layout.generation(number), what=f"generation {number}")
@@ -181,7 +185,7 @@ class _Run:
         )
         self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
         try:
-            if not self._layout.segment(FIRST_SEGMENT).record.exists():
+            if not is_done(self._layout.segment(FIRST_SEGMENT), plan):
                 self._fill_and_merge(plan, build)
             record = publish(plan, self._layout, self._report(plan), observer=self._emit)
         except Stopped as error:
@@ -197,7 +201,7 @@ class _Run:
         return figures
 
     def _fill_and_merge(self, plan: Plan, build: BuildLayout) -> None:
-        if not self._layout.train_record.exists():
+        if load_template(self._layout, plan) is None:
             sample(self._store, plan, build.sample, observer=self._emit, stop=self._stop)
         template = train(build.sample, plan, self._layout, observer=self._emit, stop=self._stop)
         build.sample.unlink(missing_ok=True)

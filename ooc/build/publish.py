@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ooc.build.merge import is_done
 from ooc.build.plan import Plan
 from ooc.durable import make_directory, read_json, remove_tree, rename
 from ooc.events import Observer, ignore, stage
@@ -37,7 +38,7 @@ def publish(
     """
     segment = layout.segment(FIRST_SEGMENT)
     with stage(observer, "publish", 1) as at:
-        if not segment.record.exists():
+        if not is_done(segment, plan):
             remove_tree(segment.root)
             make_directory(segment.root.parent)
             rename(layout.build(plan.digest).segment.root, segment.root)

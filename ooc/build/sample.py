@@ -110,6 +110,7 @@ def sample(
                 # A drawn row that cannot be used gives its place to one that can.
                 x[prepared.bad] = spare[np.arange(len(prepared.bad)) % len(spare)]
             file.write(x)
+            store.forget(int(some[0]), int(some[-1]) + 1)
             at.tell(begin + len(some))
         at.figures["rows"] = len(rows)
 

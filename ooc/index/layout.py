@@ -137,9 +137,17 @@ class Layout:
         IndexDirError
             When the directory is missing, something else, of a newer format, or damaged.
         """
-        if not self.root.exists():
+        try:
+            there, ours = self.root.exists(), self.header.is_file()
+        except OSError as error:
+            raise IndexDirError(
+                f"{self.root} cannot be read: {error.strerror}",
+                kind="index-unreadable",
+                hint="Ask for the right to enter and read this directory.",
+            ) from error
+        if not there:
             raise IndexDirError(f"there is no index at {self.root}", kind="index-missing")
-        if not self.header.is_file():
+        if not ours:
             raise IndexDirError(
                 f"{self.root} is not an index directory: it has no ooc.json",
                 kind="index-foreign",

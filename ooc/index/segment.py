@@ -54,13 +54,13 @@ class Segment:
                 raise IndexDirError(
                     f"{path} is missing",
                     kind="index-damaged",
-                    hint="Copy the whole directory, or build again.",
+                    hint="Copy the whole directory, or remove it and build.",
                 ) from None
             if found != size:
                 raise IndexDirError(
                     f"{path} has {found} bytes and its record says {size}",
                     kind="index-damaged",
-                    hint="It was cut short or changed: copy the directory anew, or build again.",
+                    hint="It was cut short or changed: copy the directory anew, or remove it and build.",
                 )
 
     def open_vectors(self) -> Store | None:

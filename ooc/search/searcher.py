@@ -348,7 +348,7 @@ class Index:
             raise IndexDirError(
                 f"the lists of {self._layout.root} hold ids beyond its {self._id_end} rows: they are damaged",
                 kind="index-damaged",
-                hint="Copy the directory anew, or build again.",
+                hint="Copy the directory anew, or remove it and build.",
             )
 
     def _vectors(self) -> Store:

@@ -526,3 +526,64 @@ def test_private_memory_stays_within_the_budget_of_the_plan(tmp_path: Path) -> N
     )
     assert int(run.stdout) <= 300 * 1024**2
     assert Layout.of(tmp_path / "i").live() == 1
+
+
+def test_building_again_over_a_damaged_index_says_so(npy: Path, tmp_path: Path) -> None:
+    small(npy, tmp_path / "i")
+    lists = tmp_path / "i/segments/s1/lists.ivfdata"
+    lists.write_bytes(lists.read_bytes()[:-8])
+    with pytest.raises(ooc.IndexDirError, match=r"lists\.ivfdata"):
+        small(npy, tmp_path / "i")
+
+
+def test_a_lost_current_is_published_again_without_the_work(npy: Path, tmp_path: Path) -> None:
+    small(npy, tmp_path / "i")
+    before = tree(tmp_path / "i")
+    (tmp_path / "i/CURRENT").unlink()
+    seen: list[Event] = []
+    small(npy, tmp_path / "i", observer=seen.append)
+    assert [event.stage for event in seen if isinstance(event, StageFinished)] == ["plan", "publish"]
+    assert tree(tmp_path / "i") == before
+
+
+def test_a_segment_of_another_plan_is_never_published(npy: Path, tmp_path: Path) -> None:
+    small(npy, tmp_path / "i", seed=1)
+    (tmp_path / "i/CURRENT").unlink()
+    small(npy, tmp_path / "i", seed=2)
+    small(npy, tmp_path / "fresh", seed=2)
+    assert tree(tmp_path / "i") == tree(tmp_path / "fresh")
+
+
+def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path: Path) -> None:
+    from ooc.build.fill import fill
+    from ooc.build.merge import merge
+    from ooc.build.publish import publish
+    from ooc.build.sample import sample
+    from ooc.build.train import train
+    from ooc.index.layout import Header
+
+    made = ooc.plan(npy, memory="400MiB", factory="IVF32,SQ8")
+    layout = Layout.of(tmp_path / "i")
+    seen: list[Event] = []
+    with ooc.open_store(npy) as store:
+        layout.claim(Header(d=made.d, metric=made.metric))
+        building = layout.build(made.digest)
+        building.root.mkdir(parents=True)
+        sample(store, made, building.sample, observer=seen.append)
+        template = train(building.sample, made, layout, observer=seen.append)
+        shards = fill(store, made, template, building, observer=seen.append)
+        merge(shards, made, template.codec, building.segment, observer=seen.append)
+        publish(made, layout, {}, observer=seen.append)
+        count = len(seen)
+        fill(store, made, template, building, observer=seen.append)
+    assert [e.stage for e in seen[:count] if isinstance(e, StageFinished)] == [
+        "sample",
+        "train",
+        "fill",
+        "merge",
+        "publish",
+    ]
+    assert not any(isinstance(event, Progress) for event in seen[count:])  # nothing was left to fill
+    small(npy, tmp_path / "whole")
+    with ooc.open_index(tmp_path / "i") as one, ooc.open_index(tmp_path / "whole") as two:
+        np.testing.assert_array_equal(one.search(xq)[1], two.search(xq)[1])

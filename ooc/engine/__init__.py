@@ -1,0 +1,36 @@
+"""faiss, behind a few functions: the rest of the package sees numpy arrays.
+
+``Codec`` is the trained, empty index (the template): it rotates rows, encodes them against their
+list, and writes the header that makes faiss open a file of lists. ``DiskLists`` is that header and
+file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows.
+
+What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
+kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
+thread alone and put back.
+"""
+
+from __future__ import annotations
+
+from ooc.engine.codec import (
+    LISTS_NAME,
+    Codec,
+    check_platform,
+    code_bytes,
+    one_thread,
+    threads_limited,
+    version,
+)
+from ooc.engine.lists import DiskLists
+from ooc.engine.nearest import Nearest
+
+__all__ = [
+    "LISTS_NAME",
+    "Codec",
+    "DiskLists",
+    "Nearest",
+    "check_platform",
+    "code_bytes",
+    "one_thread",
+    "threads_limited",
+    "version",
+]

@@ -20,6 +20,7 @@ from typing import Any, Self, get_args
 from ooc import engine
 from ooc.build.factory import Factory, parse_factory
 from ooc.build.kmeans import GROUP_BYTES
+from ooc.build.reuse import reusable
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.stores import Store, open_store
 from ooc.types import METRICS, CopyVectors, Metric, OnBad, PathOrStr, StoreLike
@@ -98,6 +99,8 @@ class Plan:
         What the finished index takes on disk, by part.
     scratch_bytes : int
         What the build takes on disk besides while it runs.
+    template : str
+        Digest of the template that is reused; empty where one is trained.
     """
 
     store: str
@@ -123,6 +126,7 @@ class Plan:
     memory_by_stage: Mapping[str, int]
     index_bytes: Mapping[str, int]
     scratch_bytes: int
+    template: str = ""
 
     @property
     def digest(self) -> str:
@@ -132,7 +136,8 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of the index."""
-        return {key: getattr(self, key) for key in _IDENTITY}
+        reused = {"template": self.template} if self.template else {}
+        return {key: getattr(self, key) for key in _IDENTITY} | reused
 
     @property
     def peak_disk_bytes(self) -> int:
@@ -152,7 +157,8 @@ class Plan:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """The plan that ``to_record`` wrote."""
-        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in names})
 
 
 #: What decides the bytes. The store's name and format are left out: a moved store is the same store.
@@ -180,6 +186,7 @@ def plan(
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
     on_bad: OnBad = "stop",
+    template: PathOrStr | None = None,
     index: PathOrStr | None = None,
 ) -> Plan:
     """What building an index of a store will do and cost. Nothing is written.
@@ -206,6 +213,9 @@ def plan(
         be memory-mapped.
     on_bad : {"stop", "skip"}
         At rows with NaN or infinity: stop with an error, or leave them out.
+    template : path, optional
+        An index whose trained template is reused; nothing is trained then. Its code, lists and seed
+        are this plan's.
     index : path, optional
         Where the index shall be: its disk is checked for room.
 
@@ -214,8 +224,8 @@ def plan(
     StoreError
         The store is missing or is not a 2-d array of vectors.
     PlanError
-        The memory is too small for any plan (the message has the least that works), or the code
-        cannot live on disk.
+        The memory is too small for any plan (the message has the least that works), the code
+        cannot live on disk, or the template is for other vectors.
     ResourceError
         The disk of ``index`` has too little room.
     ArgumentError
@@ -230,6 +240,7 @@ def plan(
         threads=threads,
         copy_vectors=copy_vectors,
         on_bad=on_bad,
+        template=template,
     )
     with open_store(store) as opened:
         result = plan_store(opened, options)
@@ -250,6 +261,7 @@ class Options:
     threads: int | None = None
     copy_vectors: CopyVectors = "auto"
     on_bad: OnBad = "stop"
+    template: PathOrStr | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -269,15 +281,21 @@ class Options:
         parse_bytes(self.memory)
 
 
-def plan_store(opened: Store, options: Options, *, n: int | None = None) -> Plan:
-    """The plan for the first ``n`` rows (default: all) of an open store; see ``plan``."""
+def plan_store(opened: Store, options: Options, *, n: int | None = None, trained: bool = False) -> Plan:
+    """The plan for the first ``n`` rows (default: all) of an open store; see ``plan``.
+
+    Where it is ``trained`` already, the budget need not suffice for training.
+    """
     engine.check_platform()
+    reused = None if options.template is None else reusable(options.template, options, d=opened.d)
+    if reused is not None:
+        options, trained = dataclasses.replace(options, factory=reused.factory, seed=reused.seed), True
     n = opened.n if n is None else n
     threads = options.threads or available_threads()
     memory_bytes = parse_bytes(options.memory)
     made = parse_factory(options.factory, n=n, d=opened.d, metric=options.metric)
     copies = not opened.mapped if options.copy_vectors == "auto" else options.copy_vectors == "always"
-    sizes = _Sizes(store=opened, n=n, factory=made, threads=threads)
+    sizes = _Sizes(store=opened, n=n, factory=made, threads=threads, trained=trained)
     block_rows, shard_rows = sizes.fit(memory_bytes, options.shard_rows)
     return Plan(
         store=opened.uri,
@@ -292,7 +310,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None) -> Plan
         nlist=made.nlist,
         code_size=made.code_size,
         d_code=made.d_code,
-        sample_rows=sizes.sample_rows,
+        sample_rows=sizes.sample_rows if reused is None else reused.sample_rows,
         seed=options.seed,
         copy_vectors=copies,
         on_bad=options.on_bad,
@@ -303,6 +321,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None) -> Plan
         memory_by_stage=sizes.memory(block_rows, shard_rows),
         index_bytes=sizes.on_disk(copies),
         scratch_bytes=sizes.scratch(),
+        template="" if reused is None else reused.digest,
     )
 
 
@@ -333,6 +352,7 @@ class _Sizes:
     n: int
     factory: Factory
     threads: int
+    trained: bool = False
 
     @property
     def sample_rows(self) -> int:
@@ -372,9 +392,11 @@ class _Sizes:
     def memory(self, block_rows: int, shard_rows: int) -> dict[str, int]:
         """Most private memory by stage."""
         working = self._centroids + self.threads * self._worker + self._blocks(block_rows)
-        return {
+        training = {
             "sample": _BASE_BYTES + self._blocks(0) + 16 * self.sample_rows + 3 * BATCH_BYTES,
             "train": _BASE_BYTES + self._train(),
+        }
+        return ({} if self.trained else training) | {
             "fill": _BASE_BYTES + working + self._shard(shard_rows),
             "merge": _BASE_BYTES + self._centroids + 3 * COPY_BYTES,
         }
@@ -432,4 +454,5 @@ class _Sizes:
 
     def scratch(self) -> int:
         """Bytes beside the index while it is built: the sample, then the shards."""
-        return max(self.sample_rows * self.store.d * 4, self.n * (self.factory.code_size + 8))
+        sample = 0 if self.trained else self.sample_rows * self.store.d * 4
+        return max(sample, self.n * (self.factory.code_size + 8))

@@ -1,0 +1,439 @@
+"""The build benchmark: every side builds the same rows in one go, and the figures stand side by side."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from bench_measure import Measured, drop_page_cache, run
+from bench_recall import at_equal_bytes
+from bench_sides import (
+    CACHE_BYTES,
+    SIDES,
+    TOOLS,
+    MissingError,
+    Ours,
+    Side,
+    Task,
+    cores,
+    last_json,
+    remove,
+    sides_of,
+)
+from bench_table import tables
+
+from ooc.durable import write_bytes
+from ooc.errors import ArgumentError, OocError
+from ooc.units import format_bytes, format_count, format_seconds, parse_bytes
+
+HELP = "build the same rows with every side, in processes of their own, and compare"
+
+#: A run that took longer than this is not repeated.
+_REPEATED_SECONDS = 300
+#: Figures of a run of which medians and ratios are taken.
+_FIGURES = (
+    "wall_seconds",
+    "cpu_seconds",
+    "peak_private_bytes",
+    "peak_resident_bytes",
+    "peak_cgroup_bytes",
+    "read_bytes",
+    "written_bytes",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rows", default="1000000", metavar="N[,N...]", help="how many rows; several: the cost per row too")
+    add("--dim", type=int, default=1024, metavar="D", help="of the rows that are made without --data (1024)")
+    add("--memory", default="512MiB", metavar="SIZE", help="our budget (512MiB)")
+    add("--lists", type=int, metavar="N", help="lists of ours and faiss (default: as many as ooc plans)")
+    add("--sides", default=",".join(SIDES), metavar="NAME[,NAME...]", help=f"of {', '.join(SIDES)} (all)")
+    add("--data", type=Path, metavar="PATH.npy", help="made by tools/make_dataset, its queries beside it")
+    add("--repeat", type=int, default=3, metavar="N", help="runs of each side that takes < 5 minutes (3)")
+    add("--time-limit", type=float, default=600, metavar="SECONDS", help="of a run of a peer (600)")
+    add("--merge-shards", type=int, default=8, metavar="N", help="one more build for its merge; 0: none (8)")
+    add("--out", type=Path, default=Path("bench.json"), metavar="FILE", help="the result (bench.json)")
+    add("--work", type=Path, metavar="DIR", help="stores and indexes (default: in the cache directory)")
+    add("--cache", type=Path, metavar="DIR", help="environments of the peers ($XDG_CACHE_HOME/ooc-bench)")
+    add("--keep", action="store_true", help="leave the indexes and stores; stores are used again")
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        return _Bench(args).run()
+    except OocError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+class _Bench:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._memory_bytes = parse_bytes(args.memory)
+        try:
+            self._rows = sorted({int(text) for text in args.rows.split(",")})
+        except ValueError:
+            raise ArgumentError(f"--rows {args.rows}: not numbers", kind="rows") from None
+        self._names = [name for name in args.sides.split(",") if name]
+        unknown = [name for name in self._names if name not in SIDES]
+        if unknown:
+            raise ArgumentError(
+                f"there is no side {unknown[0]}", kind="sides", hint=f"There are {', '.join(SIDES)}."
+            )
+        if self._rows[0] < 1 or args.repeat < 1:
+            raise ArgumentError("--rows and --repeat are at least 1", kind="rows")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ooc-bench"
+        self._cache: Path = (args.cache or cache).absolute()
+        self._work: Path = (args.work or self._cache / "work").absolute()
+        self._work.mkdir(parents=True, exist_ok=True)
+        self._data = self._given_data(args.data) if args.data else self._make_data()
+        self._result: dict[str, Any] = {
+            "benchmark": "build",
+            "version": 1,
+            "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "settings": {
+                "rows": self._rows,
+                "dim": int(np.load(self._data, mmap_mode="r").shape[1]),
+                "memory_bytes": self._memory_bytes,
+                "cgroup_limit_bytes": self._memory_bytes + CACHE_BYTES,
+                "lists": args.lists,
+                "sides": self._names,
+                "data": self._data.name,
+                "metric": "cosine",
+                "repeat": args.repeat,
+                "time_limit_seconds": args.time_limit,
+                "merge_shards": args.merge_shards,
+            },
+            "machine": machine(self._work),
+            "versions": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "faiss": faiss.__version__,
+            },
+            "sizes": [],
+        }
+
+    def _given_data(self, path: Path) -> Path:
+        """The data, if it is what all sides can be given alike."""
+        hint = "Make it with tools/make_dataset."
+        try:
+            x = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"--data {path}: {error}", kind="data", hint=hint) from None
+        if x.ndim != 2 or x.dtype != np.float32 or len(x) < self._rows[-1]:
+            raise ArgumentError(
+                f"--data {path} is {x.shape} {x.dtype}; needed are {self._rows[-1]} rows of float32",
+                kind="data",
+                hint=hint,
+            )
+        lengths = np.linalg.norm(x[:: max(1, len(x) // 1000)], axis=1)
+        if np.abs(lengths - 1).max() > 1e-3:  # inner products are then no cosines
+            raise ArgumentError(f"--data {path}: rows must have unit length", kind="data", hint=hint)
+        return path.absolute()
+
+    def _make_data(self) -> Path:
+        rows, dim = self._rows[-1], self._args.dim
+        path = self._work / f"realistic-{rows}x{dim}.npy"
+        command = [sys.executable, str(TOOLS / "make_dataset"), "--rows", str(rows), "--dim", str(dim)]
+        if subprocess.run([*command, "--out", str(path)], check=False).returncode:
+            raise ArgumentError(f"{path} could not be made", kind="data")
+        return path
+
+    def run(self) -> int:
+        for rows in self._rows:
+            task = Task(
+                data=self._data,
+                rows=rows,
+                work=self._work,
+                cache=self._cache,
+                memory_bytes=self._memory_bytes,
+                lists=self._args.lists,
+            )
+            try:
+                self._size(task)
+            finally:
+                if not self._args.keep:
+                    remove(task.directory)
+        self._result["cost_per_row"] = cost_per_row(self._result["sizes"])
+        self._result["bars"] = bars(self._result)
+        self._save()
+        print("\n".join(tables(self._result)))
+        return 0 if all(_ours_done(size) for size in self._result["sizes"]) else 1
+
+    def _size(self, task: Task) -> None:
+        """Every side on one number of rows."""
+        plan = task.plan
+        figures: dict[str, Any] = {
+            "rows": task.rows,
+            "dim": task.d,
+            "nlist": plan.nlist,
+            "sample_rows": plan.sample_rows,
+            "factory": plan.factory,
+            "sides": {},
+        }
+        self._result["sizes"].append(figures)
+        task.truth()
+        ready = []
+        for side in sides_of(self._names, task):
+            figures["sides"][side.name] = {"about": side.about, "status": "waiting", "runs": []}
+            try:
+                side.prepare()
+            except MissingError as missing:
+                figures["sides"][side.name].update(status="missing", why=str(missing))
+                _say(f"{side.name}: missing: {missing}")
+                continue
+            figures["sides"][side.name]["versions"] = side.versions()
+            ready.append(side)
+        # One run of each and then the next of each: what else the machine does meets all alike.
+        for number in range(self._args.repeat):
+            for side in ready:
+                self._turn(side, number, figures["sides"][side.name])
+                self._save()
+        for record in figures["sides"].values():
+            done = [one for one in record["runs"] if one["status"] == "done"]
+            if done:
+                record["median"] = {name: _median(done, name) for name in _FIGURES}
+        shards = self._args.merge_shards
+        if shards and any(side.ours for side in ready):
+            figures["merge"] = self._merge(task, shards)
+        figures["ratios"] = ratios(figures["sides"])
+        self._save()
+
+    def _turn(self, side: Side, number: int, record: dict[str, Any]) -> None:
+        """One run of a side, unless it is not to be run again; its recall after the first."""
+        if number and (record["status"] != "done" or record["runs"][0]["wall_seconds"] >= _REPEATED_SECONDS):
+            return
+        one = self._measure(side)
+        record["runs"].append(one)
+        record["status"] = one["status"]
+        if one["status"] != "done":
+            record["why"] = one["why"]
+        elif "recall" not in record:
+            record["result_bytes"] = side.result_bytes()
+            record.update(judged(side))
+        if not self._args.keep:
+            remove(side.result)
+
+    def _measure(self, side: Side) -> dict[str, Any]:
+        side.before_run()
+        cache = drop_page_cache(side.inputs())
+        _say(f"{format_count(side.task.rows)} rows, {side.name}: begins")
+        measured = run(
+            side.command(),
+            environment=side.variables,
+            time_limit=None if side.ours else self._args.time_limit,
+            memory_limit=self._memory_bytes + CACHE_BYTES if side.ours else None,
+        )
+        ended = f"{measured.status} {measured.why}".rstrip()
+        took = f"{format_seconds(measured.wall_seconds)}, {format_bytes(measured.peak_private_bytes)} private"
+        _say(f"{format_count(side.task.rows)} rows, {side.name}: {ended}, {took}")
+        return {
+            **measured.as_record(),
+            "page_cache": cache,
+            "load_average": os.getloadavg()[0],
+            "stages": stage_use(measured) if side.ours else None,
+            "printed": last_json(measured.stdout),
+        }
+
+    def _merge(self, task: Task, shards: int) -> dict[str, Any]:
+        """The merge of a build in several shards, against copying the same bytes."""
+        side = Ours(
+            "ooc-merge", task, kind="h5", about="for its merge", shard_rows=math.ceil(task.rows / shards)
+        )
+        side.prepare()
+        one = self._measure(side)
+        try:
+            stages = (one["printed"] or {}).get("stages", {})
+            if one["status"] != "done" or "merge" not in stages:
+                return {"status": one["status"], "why": one["why"] or "no figures of its merge"}
+            lists = max(side.result.rglob("lists.ivfdata"), key=lambda path: path.stat().st_size)
+            copied = [_copy_seconds(lists) for _ in range(3)]
+            ours = stages["merge"]["bytes"] / max(stages["merge"]["seconds"], 1e-9)
+            theirs = lists.stat().st_size / statistics.median(copied)
+            return {
+                "status": "done",
+                "shards": stages.get("fill", {}).get("shards"),
+                "bytes": stages["merge"]["bytes"],
+                "merge_bytes_per_second": ours,
+                "cp_fsync_bytes_per_second": theirs,
+                "cp_fsync_seconds": copied,
+                "ratio": ours / theirs,
+            }
+        finally:
+            if not self._args.keep:
+                remove(side.result)
+
+    def _save(self) -> None:
+        """What is known so far: an interrupted benchmark leaves the runs it made."""
+        self._args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._args.out, (json.dumps(self._result, indent=1) + "\n").encode())
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _median(runs: list[dict[str, Any]], name: str) -> float | None:
+    values = [one[name] for one in runs if one[name] is not None]
+    return statistics.median(values) if values else None
+
+
+def _copy_seconds(path: Path) -> float:
+    """How long ``cp`` and a flush of the copy take, the file being in the page cache."""
+    copy = path.with_name("copied")
+    path.read_bytes()
+    began = time.monotonic()
+    subprocess.run(["cp", str(path), str(copy)], check=True)
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - began
+    copy.unlink()
+    return seconds
+
+
+def judged(side: Side) -> dict[str, Any]:
+    """Recall of what a side made, by a process that is not measured."""
+    done = subprocess.run(side.judge_command(), capture_output=True, text=True, check=False)
+    curve = last_json(done.stdout)
+    if done.returncode or curve is None:
+        said = (done.stderr.strip() or "nothing on stderr").splitlines()
+        return {"recall": None, "why_no_recall": said[-1][:300]}
+    return {"recall": curve}
+
+
+def stage_use(measured: Measured) -> dict[str, dict[str, float]]:
+    """Of each stage of ours: its seconds, the cores it kept busy, the bytes it read a second."""
+    if len(measured.samples) < 2:
+        return {}
+    times, seconds, read = (np.array(column, np.float64) for column in zip(*measured.samples, strict=True))
+    began: dict[str, float] = {}
+    stages = {}
+    for line in measured.stderr.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "stage_started":
+            began[event["stage"]] = event["time"]
+        elif event.get("event") == "stage_finished" and event["stage"] in began:
+            span = began[event["stage"]], event["time"]
+            took = max(span[1] - span[0], 1e-9)
+            use = {"seconds": took}
+            if took >= 0.5:  # shorter than a few samples says nothing
+                use["cores"] = float(np.diff(np.interp(span, times, seconds))[0]) / took
+                use["read_bytes_per_second"] = float(np.diff(np.interp(span, times, read))[0]) / took
+            stages[event["stage"]] = use
+    return stages
+
+
+def ratios(sides: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each of ours against each of the others; of the two of faiss the quicker counts."""
+    done = {name: side for name, side in sides.items() if "median" in side}
+    others = {name: side for name, side in done.items() if not name.startswith("ooc-")}
+    faisses = [name for name in ("faiss", "faiss-haswell") if name in others]
+    if faisses:
+        quicker = min(faisses, key=lambda name: others[name]["median"]["wall_seconds"])
+        chosen = others[quicker] | {"counted": quicker}
+        others = {"faiss": chosen} | {k: v for k, v in others.items() if not k.startswith("faiss")}
+    result: dict[str, dict[str, Any]] = {}
+    for name, ours in done.items():
+        if not name.startswith("ooc-"):
+            continue
+        result[name] = {}
+        for other, theirs in others.items():
+            against: dict[str, Any] = {"counted": theirs.get("counted", other)}
+            for figure in _FIGURES:
+                a, b = ours["median"][figure], theirs["median"][figure]
+                against[figure] = a / b if a is not None and b else None
+            if ours.get("recall") and theirs.get("recall"):
+                against["recall_at_equal_bytes"] = at_equal_bytes(ours["recall"], theirs["recall"])
+            result[name][other] = against
+    return result
+
+
+def cost_per_row(sizes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Microseconds a row for each side and number of rows, and what they grow by from first to last."""
+    result: dict[str, Any] = {}
+    for size in sizes:
+        for name, side in size["sides"].items():
+            if "median" in side:
+                cost = side["median"]["wall_seconds"] / size["rows"] * 1e6
+                result.setdefault(name, {"microseconds": {}})["microseconds"][str(size["rows"])] = cost
+    for record in result.values():
+        costs = list(record["microseconds"].values())
+        record["growth"] = costs[-1] / costs[0] if len(costs) > 1 else None
+    return result
+
+
+def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the project asks of itself, at the largest number of rows, from the contiguous HDF5."""
+    size = result["sizes"][-1]
+    against = size["ratios"].get("ooc-hdf5", {})
+    found: list[dict[str, Any]] = []
+
+    def bar(name: str, value: float | None, most: float | None = None, least: float | None = None) -> None:
+        if value is not None:
+            met = (most is None or value <= most) and (least is None or value >= least)
+            found.append({"name": name, "value": value, "most": most, "least": least, "met": met})
+
+    if "faiss" in against:
+        bar("wall, of faiss's", against["faiss"]["wall_seconds"], most=0.5)
+        compared = against["faiss"].get("recall_at_equal_bytes")
+        if compared:
+            worst = min(point["difference"] for point in compared)
+            bar("recall@10 at equal bytes, less faiss's, at the worst setting", worst, least=-0.005)
+    if "lancedb" in against:
+        bar("wall, of LanceDB's", against["lancedb"]["wall_seconds"], most=0.5)
+        bar("peak private memory, of LanceDB's", against["lancedb"]["peak_private_bytes"], most=0.1)
+    bar("merge, of cp + fsync", size.get("merge", {}).get("ratio"), least=0.5)
+    side = size["sides"].get("ooc-hdf5", {})
+    if "median" in side:
+        private = side["median"]["peak_private_bytes"] / result["settings"]["memory_bytes"]
+        bar("peak private memory, of the budget", private, most=1.0)
+        busy = [one["stages"]["fill"].get("cores") for one in side["runs"] if "fill" in (one["stages"] or {})]
+        if busy and None not in busy:
+            share = statistics.median(busy) / result["machine"]["cores"]
+            bar("cores busy in the fill, of all", share, least=0.8)
+    bar(
+        "cost per row, of that at the fewest rows",
+        result["cost_per_row"].get("ooc-hdf5", {}).get("growth"),
+        most=2,
+    )
+    return found
+
+
+def _ours_done(size: dict[str, Any]) -> bool:
+    return all(side["status"] == "done" for name, side in size["sides"].items() if name.startswith("ooc-"))
+
+
+def machine(directory: Path) -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    disk = subprocess.run(
+        ["df", "--output=source,fstype", str(directory)], capture_output=True, text=True, check=False
+    ).stdout.splitlines()
+    return {
+        "cpu": model or platform.machine(),
+        "cores": cores(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "kernel": platform.release(),
+        "disk": " ".join(disk[-1].split()) if disk else "",
+        "load_average_before": os.getloadavg()[0],
+    }

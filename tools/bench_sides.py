@@ -1,0 +1,423 @@
+"""The sides of the build benchmark: what each is given, its command, and how its result is judged.
+
+Stores are made once from the rows, beside each other in the work directory, and used again. Peers live
+in environments of their own below a cache directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from bench_recall import K
+from nearest import TILE, Nearest
+from numpy.typing import NDArray
+
+import ooc
+
+TOOLS = Path(__file__).resolve().parent
+
+#: What the kernel may keep besides ours before a run of ours is killed: its page cache.
+CACHE_BYTES = 128 << 20
+
+#: BLAS as a user has it: settings of this machine are taken away.
+_BLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_AS_IT_IS: Mapping[str, str | None] = dict.fromkeys(_BLAS)
+
+
+class MissingError(Exception):
+    """A side cannot be run here; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What all sides are to do: index the first ``rows`` of the data by cosine.
+
+    Attributes
+    ----------
+    data : Path
+        A ``.npy`` of unit vectors as ``tools/make_dataset`` writes it, its queries beside it.
+    work : Path
+        Where stores and indexes go.
+    cache : Path
+        Where the peers' environments are.
+    memory_bytes : int
+        Budget of our side.
+    lists : int, optional
+        Lists, instead of as many as our plan has.
+    """
+
+    data: Path
+    rows: int
+    work: Path
+    cache: Path
+    memory_bytes: int
+    lists: int | None = None
+
+    @cached_property
+    def x(self) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = np.load(self.data, mmap_mode="r")[: self.rows]
+        return array
+
+    @property
+    def d(self) -> int:
+        return int(self.x.shape[1])
+
+    @cached_property
+    def plan(self) -> ooc.Plan:
+        """Ours for these rows: its lists and the size of its sample are given to the others too."""
+
+        def planned(factory: str | None) -> ooc.Plan:
+            return ooc.plan(self.x, memory=self.memory_bytes, metric="cosine", factory=factory)
+
+        return planned(f"HR,IVF{self.lists or planned(None).nlist},RaBitQ")
+
+    @cached_property
+    def directory(self) -> Path:
+        stat = self.data.stat()
+        path = self.work / f"{self.data.stem}-{self.rows}x{self.d}-{stat.st_size:x}{stat.st_mtime_ns:x}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def store(self, kind: str) -> Path:
+        """The rows as ``h5`` (contiguous), ``zarr`` (uncompressed), ``zstd.zarr`` or ``npy``."""
+        # autofaiss takes a directory of .npy files.
+        path = self.directory / ("npy/rows.npy" if kind == "npy" else f"rows.{kind}")
+        if self.made(path):
+            return path
+        path.parent.mkdir(exist_ok=True)
+        if kind == "npy":
+            if self.rows == len(np.load(self.data, mmap_mode="r")):
+                path.symlink_to(self.data.resolve())
+            else:
+                np.save(path, self.x)
+        else:
+            compression = "zstd" if kind.startswith("zstd") else "none"
+            with ooc.create_store(path, d=self.d, n=self.rows, compression=compression) as writer:
+                for first in range(0, self.rows, 8192):
+                    writer.append(np.ascontiguousarray(self.x[first : first + 8192], np.float32))
+        self.mark(path)
+        return path
+
+    def truth(self) -> Path:
+        """Queries and their exact neighbours among these rows, as the data's own file has them."""
+        given = self.data.with_suffix(".queries.npz")
+        if not given.exists():
+            raise MissingError(f"{given} is missing; tools/make_dataset writes it beside {self.data.name}")
+        with np.load(given) as arrays:
+            if int(arrays["rows"]) == self.rows:
+                return given
+            path = self.directory / "truth.npz"
+            if self.made(path):
+                return path
+            sets = [(name, arrays[name]) for name in ("queries", "shifted_queries")]
+        nearest = [Nearest(queries, K) for _, queries in sets]
+        for first in range(0, self.rows, TILE):
+            tile = np.ascontiguousarray(self.x[first : first + TILE], np.float32)
+            for found in nearest:
+                found.add(tile, first)
+        for found in nearest:
+            if len(found.ids):
+                found.settle()
+        np.savez(
+            path,
+            queries=sets[0][1],
+            neighbors=nearest[0].ids,
+            shifted_queries=sets[1][1],
+            shifted_neighbors=nearest[1].ids,
+        )
+        self.mark(path)
+        return path
+
+    def made(self, path: Path) -> bool:
+        """Whether a file was made whole; what an earlier run left half made is removed."""
+        if _marker(path).exists():
+            return True
+        remove(path)
+        return False
+
+    def mark(self, path: Path) -> None:
+        """Say that a file is whole."""
+        _marker(path).write_text("whole\n")
+
+    def environment(self, name: str, requirements: list[str]) -> Path:
+        """The Python of a peer's own environment, installed when it is not there.
+
+        Raises
+        ------
+        MissingError
+            When it cannot be installed.
+        """
+        root = self.cache / "venvs" / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
+        python, whole = root / "bin" / "python", root / "installed.json"
+        if whole.exists() and json.loads(whole.read_text()) == requirements and python.exists():
+            return python
+        remove(root)
+        print(f"installing {' '.join(requirements)} into {root}", file=sys.stderr, flush=True)
+        try:
+            venv.create(root, with_pip=True)
+            install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            subprocess.run([*install, *requirements], check=True, capture_output=True, text=True, timeout=600)
+        except subprocess.CalledProcessError as error:
+            said = [line for line in (error.stderr or "").splitlines() if line.strip()]
+            raise MissingError(f"cannot be installed: {(said or [str(error)])[-1][:300]}") from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MissingError(f"cannot be installed: {error}") from error
+        whole.write_text(json.dumps(requirements))
+        return python
+
+
+class Side:
+    """One way to build: subclasses say how."""
+
+    #: Said in the result.
+    about = ""
+    #: What differs from the environment of the tool.
+    variables: Mapping[str, str | None] = _AS_IT_IS
+    #: Whether it is one of ours: held to the budget, and without the peers' time limit.
+    ours = False
+
+    def __init__(self, name: str, task: Task) -> None:
+        self.name = name
+        self.task = task
+        self.result = task.directory / f"result-{name}"
+
+    def prepare(self) -> None:
+        """Make what a run needs; raises MissingError where it cannot be had."""
+
+    def before_run(self) -> None:
+        """Take away what the last run left."""
+        remove(self.result)
+
+    def inputs(self) -> list[Path]:
+        """What a run reads."""
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def judge_command(self) -> list[str]:
+        raise NotImplementedError
+
+    def result_bytes(self) -> int:
+        return size_bytes(self.result)
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+
+class Ours(Side):
+    """`ooc build` from a store of one format, within the budget."""
+
+    ours = True
+    variables: Mapping[str, str | None] = MappingProxyType({**_AS_IT_IS, "PYTHONPATH": str(TOOLS.parent)})
+
+    def __init__(
+        self, name: str, task: Task, *, kind: str, about: str, shard_rows: int | None = None
+    ) -> None:
+        super().__init__(name, task)
+        self._kind = kind
+        self._shard_rows = shard_rows
+        self.about = about
+
+    def prepare(self) -> None:
+        self.task.store(self._kind)
+
+    def inputs(self) -> list[Path]:
+        return [self.task.store(self._kind)]
+
+    def command(self) -> list[str]:
+        task = self.task
+        command = [sys.executable, "-m", "ooc", "build", str(self.inputs()[0]), str(self.result)]
+        command += ["--memory", str(task.memory_bytes), "--metric", "cosine"]
+        command += ["--factory", task.plan.factory]
+        if self._shard_rows:
+            command += ["--shard-rows", str(self._shard_rows)]
+        return [*command, "--json", "--log-json"]
+
+    def judge_command(self) -> list[str]:
+        return [sys.executable, str(TOOLS / "bench_judge.py"), str(self.result), str(self.task.truth())]
+
+    def versions(self) -> dict[str, str]:
+        return {"ooc": ooc.__version__}
+
+
+class Faiss(Side):
+    """faiss in memory, with the same lists, code and size of sample, and as much memory as it likes."""
+
+    def __init__(self, name: str, task: Task, *, core: str | None) -> None:
+        super().__init__(name, task)
+        self.about = "in memory, " + (f"OPENBLAS_CORETYPE={core}" if core else "OPENBLAS_CORETYPE unset")
+        self.variables = {**_AS_IT_IS, "OPENBLAS_CORETYPE": core}
+
+    def prepare(self) -> None:
+        self.task.store("npy")
+
+    def inputs(self) -> list[Path]:
+        return [self.task.store("npy").resolve()]
+
+    def command(self) -> list[str]:
+        plan = self.task.plan
+        options = ["--nlist", str(plan.nlist), "--sample-rows", str(plan.sample_rows)]
+        return [*self._script("build"), *options]
+
+    def judge_command(self) -> list[str]:
+        return [*self._script("judge"), str(self.task.truth())]
+
+    def _script(self, verb: str) -> list[str]:
+        script = str(TOOLS / "bench_peer_faiss.py")
+        return [sys.executable, script, verb, str(self.task.store("npy")), str(self.result)]
+
+
+class Autofaiss(Faiss):
+    """autofaiss: the index is its own choice, of at most the bytes of our budget."""
+
+    _REQUIREMENTS = ("autofaiss>=2.18", "pyarrow<22")  # later pyarrow wants a numpy that it refuses
+
+    def __init__(self, name: str, task: Task) -> None:
+        super().__init__(name, task, core="Haswell")
+        self.about = "index of its own choice within our budget, OPENBLAS_CORETYPE=Haswell"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._python = self.task.environment("autofaiss", list(self._REQUIREMENTS))
+
+    def before_run(self) -> None:
+        super().before_run()
+        remove(Path(f"{self.result}.json"))
+
+    def command(self) -> list[str]:
+        directory = self.task.store("npy").parent
+        script = str(TOOLS / "bench_peer_autofaiss.py")
+        return [str(self._python), script, str(directory), str(self.result), str(self.task.memory_bytes)]
+
+    def versions(self) -> dict[str, str]:
+        return installed(self._python, "autofaiss", "faiss-cpu", "numpy")
+
+
+class Lance(Side):
+    """LanceDB's engine: IVF_RQ of one bit with a quarter of our lists."""
+
+    about = "pylance, IVF_RQ of 1 bit, a quarter as many partitions, from its own format"
+    _REQUIREMENTS = ("pylance>=14", "numpy>=2")
+
+    def prepare(self) -> None:
+        self._python = self.task.environment("lancedb", list(self._REQUIREMENTS))
+        self._dataset = self.task.directory / "rows.lance"
+        if not self.task.made(self._dataset):
+            done = subprocess.run(
+                self._script("store", str(self.task.store("npy")), str(self._dataset)),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise MissingError(f"cannot write its format: {done.stderr.strip().splitlines()[-1][:300]}")
+            self.task.mark(self._dataset)
+
+    def before_run(self) -> None:
+        """Links to the rows' files: the index is made inside the data set, and each run makes its first."""
+        remove(self.result)
+        shutil.copytree(self._dataset, self.result, copy_function=os.link)
+
+    def inputs(self) -> list[Path]:
+        return [self._dataset]
+
+    def command(self) -> list[str]:
+        partitions = max(1, self.task.plan.nlist // 4)
+        return self._script("build", str(self.result), "--partitions", str(partitions))
+
+    def judge_command(self) -> list[str]:
+        return self._script("judge", str(self.result), str(self.task.truth()))
+
+    def result_bytes(self) -> int:
+        return size_bytes(self.result / "_indices")
+
+    def versions(self) -> dict[str, str]:
+        return installed(self._python, "pylance", "pyarrow", "numpy")
+
+    def _script(self, *arguments: str) -> list[str]:
+        return [str(self._python), str(TOOLS / "bench_peer_lance.py"), *arguments]
+
+
+#: What `--sides` names; faiss is two, of which the better counts.
+SIDES = ("ooc-hdf5", "ooc-zarr", "ooc-zarr-zstd", "faiss", "autofaiss", "lancedb")
+
+
+def sides_of(names: list[str], task: Task) -> list[Side]:
+    """The sides to run, in the order of their names."""
+    found: list[Side] = []
+    for name in names:
+        if name == "ooc-hdf5":
+            found.append(Ours(name, task, kind="h5", about="from contiguous HDF5"))
+        elif name == "ooc-zarr":
+            found.append(Ours(name, task, kind="zarr", about="from uncompressed Zarr"))
+        elif name == "ooc-zarr-zstd":
+            found.append(Ours(name, task, kind="zstd.zarr", about="from Zarr compressed by zstd"))
+        elif name == "faiss":
+            found.append(Faiss("faiss", task, core=None))
+            found.append(Faiss("faiss-haswell", task, core="Haswell"))
+        elif name == "autofaiss":
+            found.append(Autofaiss(name, task))
+        elif name == "lancedb":
+            found.append(Lance(name, task))
+    return found
+
+
+def installed(python: Path, *names: str) -> dict[str, str]:
+    """Versions of packages in an environment."""
+    code = "import json, sys; from importlib.metadata import version as v; print(json.dumps({n: v(n) for n in sys.argv[1:]}))"
+    text = subprocess.run(
+        [str(python), "-c", code, *names], capture_output=True, text=True, check=False
+    ).stdout
+    versions: dict[str, str] = json.loads(text) if text else {}
+    return versions
+
+
+def last_json(text: str) -> Any:
+    """The JSON document that a side printed, whatever its libraries printed before it; None without."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    for line in reversed(text.strip().splitlines()):
+        try:
+            return json.loads(line)
+        except ValueError:
+            continue
+    return None
+
+
+def size_bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(name.stat().st_size for name in path.rglob("*") if name.is_file())
+    return path.stat().st_size if path.exists() else 0
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, and what says that it is whole."""
+    _marker(path).unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.is_symlink() or path.exists():
+        path.unlink()
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.whole")
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 # The package `ooc.build` is imported before the function of the same name is bound, so that a later
 # import of one of its modules does not put the package in the function's place.
 import ooc.build as _build_package  # noqa: F401
-from ooc.api import build
+from ooc.api import build, fill, merge, train
 from ooc.errors import (
     ArgumentError,
     ConflictError,
@@ -57,9 +57,12 @@ __all__ = [
     "build",
     "convert",
     "create_store",
+    "fill",
+    "merge",
     "open_index",
     "open_store",
     "plan",
+    "train",
 ]
 
 #: Where the rest of the public names live: imported when first asked for, so that `import ooc` is

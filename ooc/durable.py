@@ -321,7 +321,7 @@ class RowsFile:
 
     For data that is written on the way to something else and recorded by it: what was flushed
     before a record was written is there whenever the record is. Opening it again goes on with what
-    is there. Safe from several threads.
+    is there. Safe from several threads; and from several processes, if only one at a time opens it.
 
     Parameters
     ----------
@@ -337,7 +337,10 @@ class RowsFile:
         with translated(path, "creating"):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                _preallocate(self._fd, self._begin + size)
+                # Where the C library makes up for a file system that cannot preallocate, it writes
+                # into the file: that must not happen while another process writes rows there.
+                if os.fstat(self._fd).st_size != self._begin + size:
+                    _preallocate(self._fd, self._begin + size)
                 os.pwrite(self._fd, header, 0)
             except OSError:
                 self.close()

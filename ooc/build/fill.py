@@ -3,17 +3,17 @@
 A shard is an IVF sub-index over a range of rows, on disk as a file of lists and a record. Its codes
 are collected in memory up to the size that the plan gives, put in list order and written once: data
 first, record last. What a crash costs is the shard in the making. Rows that the index keeps for
-re-ranking are written on the same pass.
+re-ranking are written on the same pass. A shard is filled under a lease, so that several processes
+share the work and none does it twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,85 +22,22 @@ import xxhash
 from ooc.build.plan import BLOCK_ROWS, COPY_BYTES, Plan
 from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error, npy_header
+from ooc.build.shards import Numbered, Shard, format_numbers, shards_done
 from ooc.build.train import Template
-from ooc.build.workers import in_order, workers
-from ooc.durable import DurableFile, RowsFile, as_bytes, make_directory, read_json, write_json
-from ooc.errors import DataError, IndexDirError, Stopped
+from ooc.build.workers import Pool, in_order, workers
+from ooc.durable import DurableFile, RowsFile, as_bytes, make_directory, write_json
+from ooc.errors import DataError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import BuildLayout
 from ooc.index.lists import write_sorted
+from ooc.index.lock import holder, lease
 from ooc.stores.base import Block, Store, as_float32
 from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
 
-__all__ = ["Shard", "copy_dtype", "fill", "shards_done"]
+__all__ = ["Shard", "copy_dtype", "fill", "report", "shards_done"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """What a shard's record says.
-
-    ``row_checksums`` has one XXH3-128 for each 1024 rows that were copied, in order.
-    """
-
-    path: Path
-    start: int
-    stop: int
-    sizes: IntArray
-    skipped: int
-    first_skipped: int
-    zeros: int
-    checksums: list[str]
-    row_checksums: list[str]
-
-    @property
-    def rows(self) -> int:
-        """Rows in its lists."""
-        return int(self.sizes.sum())
-
-
-def shards_done(build: BuildLayout) -> list[Shard]:
-    """The shards whose records are on disk, by their first row.
-
-    A record whose file of lists is missing or of another size is taken for one that is not there.
-    """
-    found = []
-    for path in sorted(build.shards.glob("*.json")):
-        record = read_json(path, what="a shard's record")
-        lists = path.with_suffix(".ivfdata")
-        if not lists.is_file() or lists.stat().st_size != record["bytes"]:
-            continue
-        found.append(
-            Shard(
-                path=lists,
-                start=record["start"],
-                stop=record["stop"],
-                sizes=np.array(record["sizes"], np.int64),
-                skipped=record["skipped"],
-                first_skipped=record["first_skipped"],
-                zeros=record["zeros"],
-                checksums=record["checksums"],
-                row_checksums=record["row_checksums"],
-            )
-        )
-    found.sort(key=lambda shard: shard.start)
-    for one, next_ in itertools.pairwise(found):
-        if next_.start < one.stop:
-            raise IndexDirError(
-                f"the shards {one.path} and {next_.path} overlap",
-                kind="shards-overlap",
-                hint=f"Remove {build.root} and run the build again.",
-            )
-    return found
-
-
-def _missing(done: list[Shard], n: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    for shard in done:
-        if shard.start > at:
-            yield at, shard.start
-        at = shard.stop
-    if at < n:
-        yield at, n
+#: How often a process looks whether a shard that another one holds is there.
+_LOOK_SECONDS = 0.5
 
 
 def copy_dtype(plan: Plan) -> np.dtype[np.generic]:
@@ -115,10 +52,15 @@ def fill(
     template: Template,
     build: BuildLayout,
     *,
+    shards: Iterable[int] | None = None,
+    grid_rows: int | None = None,
     observer: Observer = ignore,
     stop: threading.Event | None = None,
 ) -> list[Shard]:
-    """Fill every shard that is not there yet; all shards.
+    """Fill every shard that is not there yet; all that are on disk then.
+
+    Several processes may do so at once. One that comes upon a shard that another one holds passes it
+    over, and waits at the end until it is there or was given up.
 
     Parameters
     ----------
@@ -128,8 +70,14 @@ def fill(
         What ``train`` made.
     build : BuildLayout
         The directory of this build, where shards are kept.
+    shards : iterable of int, optional
+        Only these, by number.
+    grid_rows : int, optional
+        Rows of a numbered shard, the same for all processes; default: those of the plan. Where the
+        plan has fewer, a shard is filled in pieces.
     observer : callable
-        Is told events.
+        Is told events. The rows counted are those of ``shards`` that this process fills, and those
+        that were there before.
     stop : threading.Event, optional
         When set, the rows read so far become a shard of their own and ``Stopped`` is raised.
 
@@ -137,42 +85,101 @@ def fill(
     ------
     DataError
         At a row with NaN or infinity where the plan says to stop there. Shards done before stay.
+    ArgumentError
+        One of ``shards`` does not exist.
     """
     make_directory(build.shards)
-    done = shards_done(build)
-    counted = sum(shard.stop - shard.start for shard in done)
-    with (
-        stage(observer, "fill", plan.n, done=counted, row_bytes=store.row_bytes) as at,
-        _copy(plan, build) as copies,
-        workers(plan.threads) as pool,
-    ):
-
-        def work(block: Block) -> _Encoded:
-            return _encode(block, plan, template, copies)
-
-        for begin, end in _spans(done, plan):
-            making = _Making(plan, begin, end, template.codec.code_size)
-            for encoded in in_order(pool, work, _pieces(store, plan, begin, end, stop), plan.threads):
-                making.add(store, encoded)
-                at.tell(counted + making.read)
-            if making.read:
-                making.write(build, copies)
-            counted += making.read
-            if making.read < end - begin:
-                raise Stopped("stopped while filling: the rows read so far are in a shard")
-        shards = shards_done(build)
-        at.figures.update(_report(shards, at))
-    return shards
+    make_directory(build.leases)
+    numbered = Numbered(build, plan.n, grid_rows or plan.shard_rows)
+    chosen = numbered.chosen(shards)
+    total = sum(stop - start for start, stop in map(numbered.range, chosen))
+    counted = numbered.rows_done(chosen)
+    with stage(observer, "fill", total, done=counted, row_bytes=store.row_bytes) as at:
+        if numbered.missing(chosen):
+            with _copy(plan, build) as copies, workers(plan.threads) as pool:
+                filling = _Filling(store, plan, template, build, copies, pool, at, counted, stop)
+                _each_in_turn(filling, numbered, chosen, build, at, stop)
+        done = shards_done(build)
+        at.figures.update(report(done, at, whole=not numbered.missing()))
+    return done
 
 
-def _spans(done: list[Shard], plan: Plan) -> Iterator[tuple[int, int]]:
-    """What is missing, cut on a fixed grid: a resumed build cuts the rest as a whole one would."""
-    for first, last in _missing(done, plan.n):
-        for start in range(first // plan.shard_rows * plan.shard_rows, last, plan.shard_rows):
-            yield max(start, first), min(start + plan.shard_rows, last)
+def _each_in_turn(
+    filling: _Filling,
+    numbered: Numbered,
+    chosen: list[int],
+    build: BuildLayout,
+    at: Stage,
+    stop: threading.Event | None,
+) -> None:
+    """Fill each shard under its lease, until all are on disk."""
+    told = False
+    while left := numbered.missing(chosen):
+        held = []
+        for number in left:
+            with lease(build.lease(number)) as ours:
+                if not ours:
+                    held.append(number)
+                    continue
+                numbered.look()  # whoever had the lease before may have filled it
+                for begin, end in numbered.gaps(number):
+                    filling.span(begin, end)
+        if held and not told:
+            told = True
+            at.note(
+                f"waiting for {holder(build.lease(held[0]))}, which fills shard {format_numbers(held)}",
+                kind="shards-held",
+            )
+        if len(held) == len(left):
+            time.sleep(_LOOK_SECONDS)
+        Stopped.raise_if(stop)
+        numbered.look()
 
 
-def _report(shards: list[Shard], at: Stage) -> dict[str, int]:
+class _Filling:
+    """What filling needs besides the rows to fill."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        template: Template,
+        build: BuildLayout,
+        copies: RowsFile | None,
+        pool: Pool,
+        at: Stage,
+        counted: int,
+        stop: threading.Event | None,
+    ) -> None:
+        self._store, self._plan, self._template, self._build = store, plan, template, build
+        self._copies, self._pool, self._at, self._stop = copies, pool, at, stop
+        self._counted = counted
+
+    def span(self, first: int, last: int) -> None:
+        """Fill the rows from ``first`` to ``last``, cut where the plan's own shards begin."""
+        rows = self._plan.shard_rows
+        for start in range(first // rows * rows, last, rows):
+            self._piece(max(start, first), min(start + rows, last))
+
+    def _piece(self, begin: int, end: int) -> None:
+        plan = self._plan
+        making = _Making(plan, begin, end, self._template.codec.code_size)
+        pieces = _pieces(self._store, plan, begin, end, self._stop)
+        for encoded in in_order(self._pool, self._encode, pieces, plan.threads):
+            making.add(self._store, encoded)
+            self._at.tell(self._counted + making.read)
+        if making.read:
+            making.write(self._build, self._copies)
+        self._counted += making.read
+        if making.read < end - begin:
+            raise Stopped("stopped while filling: the rows read so far are in a shard")
+
+    def _encode(self, block: Block) -> _Encoded:
+        return _encode(block, self._plan, self._template, self._copies)
+
+
+def report(shards: list[Shard], at: Stage, *, whole: bool) -> dict[str, int]:
+    """Figures of the shards, and what is to be said of them; an error where ``whole`` and empty."""
     skipped = sum(shard.skipped for shard in shards)
     zeros = sum(shard.zeros for shard in shards)
     rows = sum(shard.rows for shard in shards)
@@ -185,7 +192,7 @@ def _report(shards: list[Shard], at: Stage) -> dict[str, int]:
         )
     if zeros:
         at.note(f"{zeros} rows are zero: their cosine with anything is 0", kind="zero-rows", warning=True)
-    if not rows:
+    if whole and not rows:
         raise DataError("every row holds NaN or infinity: there is nothing to index", kind="bad-rows")
     return {"rows": rows, "shards": len(shards), "skipped_rows": skipped, "zero_rows": zeros}
 
@@ -199,7 +206,8 @@ def _copy(plan: Plan, build: BuildLayout) -> Iterator[RowsFile | None]:
     dtype = copy_dtype(plan)
     make_directory(build.segment.root)
     header = npy_header((plan.n, plan.d), dtype)
-    file = RowsFile(build.segment.vectors, header, plan.n * plan.d * dtype.itemsize)
+    with lease(build.copy_lease, wait=True):
+        file = RowsFile(build.segment.vectors, header, plan.n * plan.d * dtype.itemsize)
     try:
         yield file
     finally:

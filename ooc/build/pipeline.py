@@ -3,41 +3,52 @@
     plan → sample → train → fill → merge → publish
 
 Each stage leaves a record and does nothing where its record is there. What is published is never
-changed, and the build's own directory goes when its index is.
+changed, and the build's own directory goes when its index is. ``train``, ``fill`` and ``merge`` run
+some of the stages: ``build`` is all of them, and goes on with whatever any of them left.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ooc import engine
-from ooc.build.fill import fill, shards_done
+from ooc.build.begun import Begun, begin, begun, forget, need_begun, plan_again, plan_as_begun, published
+from ooc.build.fill import fill as fill_shards
 from ooc.build.kmeans import rows_looked_at
-from ooc.build.merge import is_done, merge
-from ooc.build.plan import Options, Plan, check_disk, plan_store
+from ooc.build.merge import is_done
+from ooc.build.merge import merge as merge_shards
+from ooc.build.plan import Options, Plan, check_disk
+from ooc.build.processes import Team, fill_in_processes, team
 from ooc.build.publish import FIRST_SEGMENT, publish
+from ooc.build.reuse import copy_template
 from ooc.build.sample import sample
+from ooc.build.shards import Numbered, format_numbers, shards_done
 from ooc.build.status import StatusWriter
-from ooc.build.train import load_template, train
-from ooc.durable import make_directory, read_json, remove_tree, write_json
-from ooc.errors import ConflictError, OocError, Stopped
+from ooc.build.train import Template, load_template
+from ooc.build.train import train as train_template
+from ooc.durable import make_directory, remove_tree
+from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
-from ooc.index.layout import BuildLayout, Header, Layout
-from ooc.index.lock import publisher
+from ooc.index.layout import Header, Layout
+from ooc.index.lock import holder, publisher
 from ooc.index.segment import Segment
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.stores import Store, open_store
 from ooc.types import PathOrStr, StoreLike
+from ooc.units import DEFAULT_MEMORY
 
-__all__ = ["build"]
+__all__ = ["build", "fill", "merge", "train"]
 
 
 def build(
@@ -45,32 +56,139 @@ def build(
     index: PathOrStr,
     options: Options,
     *,
+    scratch: PathOrStr | None = None,
+    workers: int = 1,
     observer: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Build an index of a store; see ``ooc.build``, which takes the options one by one."""
     with open_store(store) as opened:
-        return _Run(opened, Layout.of(index), options, observer, stop).run()
+        run = _Run("build", opened, Layout.of(index), observer, stop)
+
+        def stages(there: Begun, plan: Plan, share: Team | None) -> dict[str, Any]:
+            if not is_done(run.layout.segment(FIRST_SEGMENT), plan):
+                run.train(there, plan, options)
+                run.fill(there, plan, share)
+                run.merge(there, plan)
+            return run.publish(plan)
+
+        def divided(plan: Plan) -> Team | None:
+            return None if workers == 1 else team(store, opened, options, plan, workers)
+
+        return run.begin(options, scratch, stages, divided)
+
+
+def train(
+    store: StoreLike,
+    index: PathOrStr,
+    options: Options,
+    *,
+    scratch: PathOrStr | None = None,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Plan, sample and train, and leave the shards to be filled; see ``ooc.train``."""
+    with open_store(store) as opened:
+        run = _Run("train", opened, Layout.of(index), observer, stop)
+
+        def stages(there: Begun, plan: Plan, share: Team | None) -> dict[str, Any]:
+            run.train(there, plan, options)
+            return run.shard_figures(there)
+
+        return run.begin(options, scratch, stages)
+
+
+def fill(
+    store: StoreLike,
+    index: PathOrStr,
+    *,
+    shards: Iterable[int] | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Fill shards of a build that was begun; see ``ooc.fill``."""
+    with open_store(store) as opened:
+        run = _Run("fill", opened, Layout.of(index), observer, stop)
+        if published(run.layout) is not None:
+            return run.nothing_to_do()
+        there = need_begun(run.layout)
+        try:
+            plan = plan_as_begun(opened, there, run.layout, memory=memory, threads=threads)
+            # A file of its own: several processes may fill at once.
+            status = there.build.root / f"status-{socket.gethostname()}-{os.getpid()}.json"
+            with run.at_work(plan, status):
+                run.fill(there, plan, None, shards)
+                figures = run.finish(run.shard_figures(there))
+            status.unlink(missing_ok=True)
+            return figures
+        except (OocError, OSError):
+            if not there.build.plan.exists() and published(run.layout) is not None:
+                return run.nothing_to_do()  # another process merged what was whole already
+            raise
+
+
+def merge(
+    store: StoreLike,
+    index: PathOrStr,
+    *,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Merge the shards of a build and publish the index; see ``ooc.merge``."""
+    with open_store(store) as opened:
+        run = _Run("merge", opened, Layout.of(index), observer, stop)
+        if published(run.layout) is not None:
+            return run.nothing_to_do()
+        there = need_begun(run.layout)
+        # Merging takes as much in every build: the budget that it was begun with will do.
+        budget = there.plan.memory_bytes
+        plan = plan_as_begun(opened, there, run.layout, memory=budget, threads=there.plan.threads)
+        with publisher(run.layout.lock):
+            if published(run.layout) is not None:
+                return run.nothing_to_do()
+            if not is_done(run.layout.segment(FIRST_SEGMENT), plan):
+                _see_whole(there)
+            with run.at_work(plan, there.build.status):
+                if not is_done(run.layout.segment(FIRST_SEGMENT), plan):
+                    run.merge(there, plan)
+                figures = run.finish(run.publish(plan))
+            forget(run.layout)
+            return figures
+
+
+def _see_whole(there: Begun) -> None:
+    numbered = Numbered(there.build, there.plan.n, there.plan.shard_rows)
+    missing = numbered.missing()
+    if missing:
+        shards = format_numbers(missing)
+        raise ConflictError(
+            f"{len(missing)} of {numbered.count} shards are not filled: {shards}",
+            kind="shards-missing",
+            hint=f"Fill them with `ooc fill STORE INDEX --shards {shards}`, then merge again.",
+        )
 
 
 class _Run:
-    """One call of ``build``: what its stages share."""
+    """One call: what its stages share."""
 
     def __init__(
         self,
+        operation: str,
         store: Store,
         layout: Layout,
-        options: Options,
         observer: Observer | None,
         stop: threading.Event | None,
     ) -> None:
+        self._operation = operation
         self._store = store
-        self._layout = layout
-        self._options = options
+        self.layout = layout
         self._outside = observer
         self._emit = broadcast([self._watch, observer])
         self._stop = stop
         self._stages: dict[str, dict[str, Any]] = {}
+        self._template: Template | None = None
         self._peak = 0
         self._began = time.monotonic()
 
@@ -80,114 +198,84 @@ class _Run:
             self._peak = max(self._peak, private_bytes())
         elif isinstance(event, StageFinished):
             self._stages[event.stage] = {"seconds": event.seconds, **event.figures}
+            workers = event.figures.get("workers_peak_bytes", 0)
+            self._peak = max(self._peak, workers + private_bytes() if workers else 0)
             release_free_memory()  # the next stage's budget is its own
 
-    def run(self) -> dict[str, Any]:
-        plan = self._plan()
-        fresh = not self._layout.is_index()
-        if not fresh and self._layout.live() is not None:
+    def begin(
+        self,
+        options: Options,
+        scratch: PathOrStr | None,
+        stages: Callable[[Begun, Plan, Team | None], dict[str, Any]],
+        divided: Callable[[Plan], Team | None] = lambda plan: None,
+    ) -> dict[str, Any]:
+        """Plan, claim the directory, and run the stages as its one publisher."""
+        plan = plan_again(self._store, self.layout, options, self._emit)
+        fresh = not self.layout.is_index()
+        if not fresh and self.layout.live() is not None:
             self._clear()
-            return self._nothing_to_do()
-        build = self._layout.build(plan.digest)
-        check_disk(self._layout.root, needed=plan.peak_disk_bytes - _bytes_below(build.root))
-        self._layout.claim(Header(d=plan.d, metric=plan.metric))  # refuses what is not ours
-        try:
-            with publisher(self._layout.lock):
-                if self._layout.live() is not None:  # another process was quicker
-                    return self._nothing_to_do()
-                return self._build(plan, build)
-        except Stopped:
-            raise
-        except (OocError, OSError):
-            if fresh and not shards_done(build):
-                remove_tree(self._layout.root)  # nothing durable was made: leave nothing behind
-            raise
+            return self.nothing_to_do()
+        share = divided(plan)
+        _check_room(self.layout, plan, scratch)
+        self.layout.claim(Header(d=plan.d, metric=plan.metric))  # refuses what is not ours
+        with publisher(self.layout.lock):
+            if self.layout.live() is not None:  # another process was quicker
+                return self.nothing_to_do()
+            try:
+                # The shards are numbered by the plan that is recorded.
+                numbering = dataclasses.replace(plan, shard_rows=share.shard_rows) if share else plan
+                there = begin(self.layout, numbering, scratch)
+                with self.at_work(plan, there.build.status):
+                    if share is not None:
+                        self._note(share.describe(), kind="workers")
+                    figures = self.finish(stages(there, plan, share))
+            except Stopped:
+                raise
+            except (OocError, OSError):
+                if fresh and not self._made_something():
+                    forget(self.layout)
+                    remove_tree(self.layout.root)  # nothing durable was made: leave nothing behind
+                raise
+            if self.layout.live() is not None:
+                forget(self.layout)
+        return figures
 
-    def _plan(self) -> Plan:
-        """The plan; for as many rows as an earlier run had, where the store has grown since."""
-        plan = plan_store(self._store, self._options)
-        earlier = self._earlier()
-        if earlier is not None and earlier["n"] < self._store.n:
-            prefix = plan_store(self._store, self._options, n=earlier["n"])
-            if prefix.fingerprint == earlier["fingerprint"]:
-                self._note(
-                    f"the store has grown by {self._store.n - prefix.n} rows since this build began; "
-                    f"the index is of the first {prefix.n}",
-                    kind="store-grown",
-                )
-                plan = prefix
-        if earlier is not None:
-            self._see_same(plan, earlier)
-        return plan
-
-    def _earlier(self) -> Mapping[str, Any] | None:
-        """What the build that is there, finished or not, was of."""
-        if not self._layout.is_index():
-            return None
-        self._layout.read_header()
-        live = self._layout.live()
-        if live is not None:
-            return dict(self._generation(live)["plan"])
-        for path in sorted(self._layout.builds.glob("*/plan.json")):
-            return Plan.from_record(read_json(path, what="the plan of the unfinished build")).identity
-        return None
-
-    def _see_same(self, plan: Plan, earlier: Mapping[str, Any]) -> None:
-        differing = {k: v for k, v in plan.identity.items() if earlier.get(k) != v}
-        if not differing:
-            return
-        what = "index" if self._layout.live() is not None else "unfinished build"
-        if set(differing) <= {"fingerprint", "n"}:
-            raise ConflictError(
-                f"{self._layout.root} holds an {what} of other rows: the store {self._store.uri or 'given'} "
-                "is another one, or it was changed since",
-                kind="store-changed",
-                hint=f"Name another directory, or remove {self._layout.root} to start over.",
-            )
-        differing.pop("fingerprint", None)
-        said = ", ".join(f"{key} {earlier.get(key)!r} there and {v!r} now" for key, v in differing.items())
-        raise ConflictError(
-            f"{self._layout.root} holds an {what} with another plan: {said}",
-            kind="index-exists",
-            hint="Give the same settings, name another directory, or remove that one first.",
-        )
+    def _made_something(self) -> bool:
+        there = begun(self.layout)
+        return self.layout.train_record.exists() or bool(there is not None and shards_done(there.build))
 
     def _clear(self) -> None:
         """Remove what a run left that ended between publishing and clearing up."""
-        if self._layout.builds.exists():
-            with contextlib.suppress(ConflictError), publisher(self._layout.lock):
-                remove_tree(self._layout.builds)
+        if self.layout.builds.exists():
+            with contextlib.suppress(ConflictError), publisher(self.layout.lock):
+                forget(self.layout)
 
-    def _nothing_to_do(self) -> dict[str, Any]:
-        live = self._layout.live()
-        record = self._generation(live or 0)
+    def nothing_to_do(self) -> dict[str, Any]:
+        """The figures of the index that is there."""
+        record = published(self.layout) or {}
         for segment in record["segments"]:
-            Segment(self._layout.segment(segment["name"])).close()  # says so where it is damaged
+            Segment(self.layout.segment(segment["name"])).close()  # says so where it is damaged
         self._note("this index is built already: same store, same plan", kind="already-built")
         return self._figures(record, already_built=True)
 
-    def _generation(self, number: int) -> dict[str, Any]:
-        return read_json(self._layout.generation(number), what=f"generation {number}")
-
-    def _build(self, plan: Plan, build: BuildLayout) -> dict[str, Any]:
-        make_directory(build.root)
-        if not build.plan.exists():
-            write_json(build.plan, plan.to_record())
-        status = StatusWriter(build.status)
+    @contextlib.contextmanager
+    def at_work(self, plan: Plan, status_file: Path) -> Iterator[None]:
+        """Tell of the beginning, and keep the status file, which says how it ended if not well."""
+        make_directory(status_file.parent)
+        status = StatusWriter(status_file)
         self._emit = broadcast([self._watch, status, self._outside])
         self._emit(
             Started(
-                operation="build",
-                stages=_shares(plan),
+                operation=self._operation,
+                stages=_shares(plan, _STAGES[self._operation]),
                 memory_bytes=plan.memory_bytes,
                 settings=plan.to_record(),
             )
         )
-        self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
+        if "plan" in _STAGES[self._operation]:
+            self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
         try:
-            if not is_done(self._layout.segment(FIRST_SEGMENT), plan):
-                self._fill_and_merge(plan, build)
-            record = publish(plan, self._layout, self._report(plan), observer=self._emit)
+            yield
         except Stopped as error:
             status.stopped("stopped")
             error.hint = "Everything finished so far is kept; the same command goes on from there."
@@ -195,18 +283,94 @@ class _Run:
         except BaseException as error:
             status.stopped("failed", str(error))
             raise
-        figures = self._figures(record, already_built=False)
-        self._emit(Finished(operation="build", seconds=figures["seconds"], figures=figures))
-        remove_tree(self._layout.builds)
+
+    def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Tell of the end."""
+        figures = {**figures, "seconds": time.monotonic() - self._began}
+        told = {**figures, "peak_private_bytes": self._peak}
+        self._emit(Finished(operation=self._operation, seconds=figures["seconds"], figures=told))
         return figures
 
-    def _fill_and_merge(self, plan: Plan, build: BuildLayout) -> None:
-        if load_template(self._layout, plan) is None:
-            sample(self._store, plan, build.sample, observer=self._emit, stop=self._stop)
-        template = train(build.sample, plan, self._layout, observer=self._emit, stop=self._stop)
+    def train(self, there: Begun, plan: Plan, options: Options) -> None:
+        """Sample and train, or copy the template that is to be reused."""
+        build = there.build
+        if load_template(self.layout, plan) is None:
+            if options.template is not None:
+                copy_template(Layout.of(options.template), plan, self.layout)
+            else:
+                sample(self._store, plan, build.sample, observer=self._emit, stop=self._stop)
+        self._template = train_template(build.sample, plan, self.layout, observer=self._emit, stop=self._stop)
         build.sample.unlink(missing_ok=True)
-        shards = fill(self._store, plan, template, build, observer=self._emit, stop=self._stop)
-        merge(shards, plan, template.codec, build.segment, observer=self._emit, stop=self._stop)
+
+    def _trained(self, plan: Plan) -> Template:
+        self._template = self._template or load_template(self.layout, plan)
+        if self._template is None:
+            raise IndexDirError(
+                f"{self.layout.root} has no trained template yet",
+                kind="not-trained",
+                hint=f"Train it with `ooc train STORE INDEX`; now it is {holder(self.layout.lock)} that "
+                "writes there, or did last.",
+            )
+        return self._template
+
+    def fill(self, there: Begun, plan: Plan, share: Team | None, shards: Iterable[int] | None = None) -> None:
+        """Fill here, or by processes of their own."""
+        grid_rows = there.plan.shard_rows
+        if share is None:
+            fill_shards(
+                self._store,
+                plan,
+                self._trained(plan),
+                there.build,
+                shards=shards,
+                grid_rows=grid_rows,
+                observer=self._emit,
+                stop=self._stop,
+            )
+            return
+        self._template = None  # each process reads its own
+        release_free_memory()
+        fill_in_processes(
+            share,
+            self.layout,
+            plan,
+            there.build,
+            grid_rows=grid_rows,
+            row_bytes=self._store.row_bytes,
+            observer=self._emit,
+            stop=self._stop,
+        )
+
+    def merge(self, there: Begun, plan: Plan) -> None:
+        """Merge all shards into the segment."""
+        merge_shards(
+            shards_done(there.build),
+            plan,
+            self._trained(plan).codec,
+            there.build.segment,
+            observer=self._emit,
+            stop=self._stop,
+        )
+
+    def publish(self, plan: Plan) -> dict[str, Any]:
+        """Publish the segment; the figures."""
+        record = publish(plan, self.layout, self._report(plan), observer=self._emit)
+        return self._figures(record, already_built=False)
+
+    def shard_figures(self, there: Begun) -> dict[str, Any]:
+        """How far filling is."""
+        numbered = Numbered(there.build, there.plan.n, there.plan.shard_rows)
+        return {
+            "index": str(self.layout.root),
+            "rows": there.plan.n,
+            "rows_filled": numbered.rows_done(range(numbered.count)),
+            "shards": numbered.count,
+            "shards_missing": numbered.missing(),
+            "shard_rows": there.plan.shard_rows,
+            "seconds": time.monotonic() - self._began,
+            "stages": self._stages,
+            "already_built": False,
+        }
 
     def _report(self, plan: Plan) -> dict[str, Any]:
         return {
@@ -223,14 +387,14 @@ class _Run:
         }
 
     def _figures(self, record: Mapping[str, Any], *, already_built: bool) -> dict[str, Any]:
-        segments = [self._layout.segment(segment["name"]).root for segment in record["segments"]]
+        segments = [self.layout.segment(segment["name"]).root for segment in record["segments"]]
         return {
-            "index": str(self._layout.root),
+            "index": str(self.layout.root),
             "generation": record["generation"],
             "rows": record["rows"],
             "skipped_rows": record["skipped_rows"],
             "zero_rows": record["zero_rows"],
-            "bytes": sum(_bytes_below(path) for path in (self._layout.template, *segments)),
+            "bytes": sum(_bytes_below(path) for path in (self.layout.template, *segments)),
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
             "already_built": already_built,
@@ -244,7 +408,38 @@ def _bytes_below(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.exists() else 0
 
 
-def _shares(plan: Plan) -> dict[str, float]:
+def _check_room(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> None:
+    """See that each disk has room for what goes there and is not there yet."""
+    there = begun(layout) if layout.is_index() else None
+    build = layout.build(plan.digest) if there is None else there.build
+    place = build.scratch or (None if scratch is None else Path(scratch).expanduser().absolute())
+    needed = {layout.root: plan.peak_disk_bytes - _bytes_below(build.root)}
+    if place is not None:
+        beside = plan.scratch_bytes - (_bytes_below(build.scratch) if build.scratch else 0)
+        needed[layout.root] -= plan.scratch_bytes
+        if _disk(place) == _disk(layout.root):
+            needed[layout.root] += beside
+        else:
+            needed[place] = beside
+    for path, size in needed.items():
+        check_disk(path, needed=size)
+
+
+def _disk(path: Path) -> int:
+    """The number of the disk that a path is on, or will be."""
+    return next(p for p in (path, *path.parents) if p.exists()).stat().st_dev
+
+
+#: The stages of each operation, in order.
+_STAGES = {
+    "build": ("plan", "sample", "train", "fill", "merge", "publish"),
+    "train": ("plan", "sample", "train"),
+    "fill": ("fill",),
+    "merge": ("merge", "publish"),
+}
+
+
+def _shares(plan: Plan, stages: Iterable[str]) -> dict[str, float]:
     """What part of the time each stage is expected to take, from operations and bytes."""
     multiply = 1 / 150e9  # seconds an operation of a matrix product takes
     byte = 1 / 800e6
@@ -259,5 +454,5 @@ def _shares(plan: Plan) -> dict[str, float]:
         "merge": 2 * lists * byte + 0.1,
         "publish": 0.1,
     }
-    whole = sum(seconds.values())
-    return {stage: share / whole for stage, share in seconds.items()}
+    whole = sum(seconds[stage] for stage in stages)
+    return {stage: seconds[stage] / whole for stage in stages}

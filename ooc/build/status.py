@@ -195,11 +195,16 @@ class StatusWriter:
 def read_status(index: Path) -> Status | None:
     """The status of the build that runs, or was interrupted, in an index directory.
 
-    Of several the one that was updated last; None where there is none: a build that was published
-    leaves nothing behind.
+    Where several processes fill shards, each has a file of its own. Of several one that runs, the
+    one that started them before those, else the one that was updated last; None where there is none:
+    a build that was published leaves nothing behind.
     """
-    found = [status for path in index.glob(f"build/*/{STATUS_NAME}") if (status := _read(path)) is not None]
-    return max(found, key=lambda status: status.updated, default=None)
+    found = [
+        (status.state == "running", status.state == "running" and path.name == STATUS_NAME, status)
+        for path in index.glob("build/*/status*.json")
+        if (status := _read(path)) is not None
+    ]
+    return max(found, key=lambda one: (*one[:2], one[2].updated), default=(False, False, None))[2]
 
 
 def _read(path: Path) -> Status | None:

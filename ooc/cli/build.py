@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ooc.cli.options import add_json, add_plan_options, add_progress, plan_options, print_json, watching
+from ooc.cli.options import (
+    add_json,
+    add_plan_options,
+    add_progress,
+    add_scratch,
+    plan_options,
+    print_json,
+    watching,
+)
 from ooc.cli.signals import stop_on_signals
 from ooc.cli.text import print_lines
 from ooc.units import format_bytes, format_count, format_seconds
@@ -17,6 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="vectors: PATH, PATH::/dataset, a pattern, or a URL")
     parser.add_argument("index", metavar="INDEX", help="directory of the index, new or begun before")
     add_plan_options(parser)
+    add_scratch(parser)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="fill in N processes, which share the memory and the threads",
+    )
     add_json(parser)
     add_progress(parser)
 
@@ -27,7 +43,15 @@ def run(args: argparse.Namespace) -> int:
 
     with watching(args, f"build {args.index}") as shown, stop_on_signals(shown.stopping) as stop:
         options = Options(**plan_options(args))
-        figures = build(args.store, args.index, options, observer=shown, stop=stop)
+        figures = build(
+            args.store,
+            args.index,
+            options,
+            scratch=args.scratch,
+            workers=args.workers,
+            observer=shown,
+            stop=stop,
+        )
     if args.json:
         print_json(figures)
     else:

@@ -19,7 +19,10 @@ __all__ = ["EXIT_BROKEN_PIPE", "EXIT_UNFORESEEN", "VERBS", "main", "make_parser"
 
 #: In the order that help shows them. Each module has ``HELP`` (one line), ``add_arguments(parser)`` and
 #: ``run(args)``, which imports what it needs: `ooc -h` waits for neither numpy nor faiss.
-VERBS = ("plan", "build", "status", "info", "search", "convert", "help")
+VERBS = ("plan", "build", "train", "fill", "merge", "status", "info", "search", "convert", "help")
+
+#: Those that go on where they were stopped.
+_GO_ON = ("build", "train", "fill", "merge", "convert")
 
 EXIT_UNFORESEEN = 1
 EXIT_BROKEN_PIPE = 141
@@ -95,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: OocError, argv: list[str]) -> int:
     """Say what went wrong, to people on stderr and to programs on stdout; the exit status."""
     record: dict[str, Any] = {"kind": error.kind, "message": error.message, "hint": error.hint}
-    resume = command(argv) if isinstance(error, Stopped) and argv[0] in ("build", "convert") else None
+    resume = command(argv) if isinstance(error, Stopped) and argv[0] in _GO_ON else None
     if resume is not None:
         record["resume"] = resume
     if "--json" in argv:

@@ -15,7 +15,15 @@ from ooc.units import DEFAULT_MEMORY
 if TYPE_CHECKING:
     from ooc.cli.progress import Display
 
-__all__ = ["add_json", "add_plan_options", "add_progress", "plan_options", "print_json", "watching"]
+__all__ = [
+    "add_json",
+    "add_plan_options",
+    "add_progress",
+    "add_scratch",
+    "plan_options",
+    "print_json",
+    "watching",
+]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -76,11 +84,35 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="at rows with NaN or infinity: stop, or leave them out",
     )
+    add(
+        "--template",
+        metavar="INDEX",
+        help="reuse the trained template of this index, its code and its lists; nothing is trained then",
+    )
+
+
+def add_scratch(parser: argparse.ArgumentParser) -> None:
+    """``--scratch``."""
+    parser.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="where sample and shards go until the index is published (default: into INDEX)",
+    )
 
 
 def plan_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of ``ooc.plan`` and ``ooc.build``."""
-    names = ("memory", "metric", "factory", "seed", "shard_rows", "threads", "copy_vectors", "on_bad")
+    names = (
+        "memory",
+        "metric",
+        "factory",
+        "seed",
+        "shard_rows",
+        "threads",
+        "copy_vectors",
+        "on_bad",
+        "template",
+    )
     return {name: getattr(args, name) for name in names}
 
 

@@ -3,7 +3,7 @@
     my.ooc/
       ooc.json                 what this directory is: format version, dimensions, metric
       CURRENT                  the number of the live generation; replaced atomically
-      lock                     one publisher at a time
+      lock                     one publisher at a time; fillers have leases of their shards
       template/                template.faiss  centroids.npy  train.json
       segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  blocks.xxh3  segment.json
       generations/<n>.json     segments, store, plan
@@ -94,8 +94,8 @@ class Layout:
     def builds(self) -> Path:
         return self.root / "build"
 
-    def build(self, digest: str) -> BuildLayout:
-        return BuildLayout(self.builds / digest)
+    def build(self, digest: str, scratch: Path | None = None) -> BuildLayout:
+        return BuildLayout(self.builds / digest, scratch)
 
     def is_index(self) -> bool:
         """Whether the directory is one of ours, finished or not."""
@@ -193,9 +193,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class BuildLayout:
-    """The paths of a build in the making."""
+    """The paths of a build in the making; sample and shards may be on another disk, in ``scratch``."""
 
     root: Path
+    scratch: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """Where sample and shards are."""
+        return self.scratch or self.root
 
     @property
     def plan(self) -> Path:
@@ -207,11 +213,24 @@ class BuildLayout:
 
     @property
     def sample(self) -> Path:
-        return self.root / "sample.npy"
+        return self.place / "sample.npy"
 
     @property
     def shards(self) -> Path:
-        return self.root / "shards"
+        return self.place / "shards"
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    def lease(self, shard: int) -> Path:
+        """The lock file of a numbered shard."""
+        return self.leases / str(shard)
+
+    @property
+    def copy_lease(self) -> Path:
+        """The lock file for making the file of copied rows."""
+        return self.leases / "vectors"
 
     @property
     def segment(self) -> SegmentLayout:

@@ -1,7 +1,9 @@
-"""One publisher at a time.
+"""Who may write what: one process publishes, and each shard is one process's at a time.
 
-The lock is the kernel's (``flock``), so it goes with the process that holds it, however that ends;
-what the file says is only for the message to the second one.
+The locks are the kernel's (``flock``), so they go with the process that holds them, however that
+ends; what the files say is only for the messages to others. Several hosts that share a directory
+exclude each other where its file system carries ``flock`` between them, as NFS does since Linux 2.6.12
+and most cluster file systems do when they are mounted so.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from ooc.durable import translated
 from ooc.errors import ConflictError
 
-__all__ = ["publisher"]
+__all__ = ["holder", "lease", "publisher"]
 
 
 @contextlib.contextmanager
@@ -29,31 +31,57 @@ def publisher(path: Path) -> Iterator[None]:
     ConflictError
         When another process holds it: names the host, the process and since when.
     """
-    import fcntl
+    with lease(path) as ours:
+        if not ours:
+            raise ConflictError(
+                f"{path.parent} is being written by {holder(path)}",
+                kind="locked",
+                hint="Wait until it ends (`ooc status` shows how far it is), or stop it and run this again.",
+            )
+        yield
 
+
+@contextlib.contextmanager
+def lease(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Try to hold the lock file ``path`` while the block runs; whether it is held.
+
+    Parameters
+    ----------
+    path : Path
+        Made where it is missing, and left there.
+    wait : bool
+        Wait until whoever holds it lets go.
+    """
     with translated(path, "locking"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"{path.parent} is being written by {_holder(fd)}",
-                kind="locked",
-                hint="Wait until it ends (`ooc status` shows how far it is), or stop it and run this again.",
-            ) from None
+        if not _taken(fd, path, wait=wait):
+            yield False
+            return
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(record).encode(), 0)
-        yield
+        yield True
     finally:
         os.close(fd)
 
 
-def _holder(fd: int) -> str:
+def _taken(fd: int, path: Path, *, wait: bool) -> bool:
+    import fcntl
+
+    with translated(path, "locking"):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock file ``path``, or did last, in words."""
     try:
-        record = json.loads(os.pread(fd, 1000, 0))
+        record = json.loads(path.read_bytes())
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["since"]))
         return f"process {record['pid']} on {record['host']} since {since}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

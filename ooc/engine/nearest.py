@@ -20,7 +20,7 @@ from ooc.types import FloatArray, IntArray, Metric
 __all__ = ["Nearest"]
 
 #: Directions that are kept at most; each pair of them becomes one 4-bit code.
-_DIRECTIONS = 256
+_DIRECTIONS = 192
 #: Candidates that are compared exactly.
 _CANDIDATES = 8
 #: From this many centroids on they are scanned by groups, of which this many are looked into.

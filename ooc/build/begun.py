@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ooc.build.plan import Options, Plan, plan_store
+from ooc.build.shards import Numbered, format_numbers
 from ooc.durable import make_directory, read_json, remove_tree, sync_directory, write_json
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.events import Note, Observer
@@ -18,7 +19,17 @@ from ooc.index.layout import BuildLayout, Layout
 from ooc.stores import Store
 from ooc.types import PathOrStr
 
-__all__ = ["Begun", "begin", "begun", "forget", "need_begun", "plan_again", "plan_as_begun", "published"]
+__all__ = [
+    "Begun",
+    "begin",
+    "begun",
+    "forget",
+    "need_begun",
+    "plan_again",
+    "plan_as_begun",
+    "published",
+    "see_whole",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,3 +223,22 @@ def need_begun(layout: Layout) -> Begun:
             hint="Begin it with `ooc train STORE INDEX`.",
         )
     return there
+
+
+def see_whole(there: Begun) -> None:
+    """See that every shard is on disk.
+
+    Raises
+    ------
+    ConflictError
+        Some are missing; names them.
+    """
+    numbered = Numbered(there.build, there.plan.n, there.plan.shard_rows)
+    missing = numbered.missing()
+    if missing:
+        shards = format_numbers(missing)
+        raise ConflictError(
+            f"{len(missing)} of {numbered.count} shards are not filled: {shards}",
+            kind="shards-missing",
+            hint=f"Fill them with `ooc fill STORE INDEX --shards {shards}`, then merge again.",
+        )

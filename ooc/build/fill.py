@@ -124,13 +124,11 @@ def _each_in_turn(
                 numbered.look()  # whoever had the lease before may have filled it
                 for begin, end in numbered.gaps(number):
                     filling.span(begin, end)
-        if held and not told:
-            told = True
-            at.note(
-                f"waiting for {holder(build.lease(held[0]))}, which fills shard {format_numbers(held)}",
-                kind="shards-held",
-            )
-        if len(held) == len(left):
+        if len(held) == len(left):  # nothing else is left to do
+            if not told:
+                told = True
+                which = f"shard{'s' * (len(held) > 1)} {format_numbers(held)}"
+                at.note(f"waiting for {which}: {holder(build.lease(held[0]))} is at work", kind="shards-held")
             time.sleep(_LOOK_SECONDS)
         Stopped.raise_if(stop)
         numbered.look()

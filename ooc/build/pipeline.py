@@ -23,17 +23,28 @@ from typing import Any
 import numpy as np
 
 from ooc import engine
-from ooc.build.begun import Begun, begin, begun, forget, need_begun, plan_again, plan_as_begun, published
+from ooc.build.begun import (
+    Begun,
+    begin,
+    begun,
+    forget,
+    need_begun,
+    plan_again,
+    plan_as_begun,
+    published,
+    see_whole,
+)
+from ooc.build.expect import STAGES, shares
 from ooc.build.fill import fill as fill_shards
-from ooc.build.kmeans import rows_looked_at
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
-from ooc.build.plan import Options, Plan, check_disk
+from ooc.build.plan import Options, Plan
 from ooc.build.processes import Team, fill_in_processes, team
 from ooc.build.publish import FIRST_SEGMENT, publish
 from ooc.build.reuse import copy_template
+from ooc.build.room import bytes_below, check_room
 from ooc.build.sample import sample
-from ooc.build.shards import Numbered, format_numbers, shards_done
+from ooc.build.shards import Numbered, shards_done
 from ooc.build.status import StatusWriter
 from ooc.build.train import Template, load_template
 from ooc.build.train import train as train_template
@@ -148,26 +159,15 @@ def merge(
         with publisher(run.layout.lock):
             if published(run.layout) is not None:
                 return run.nothing_to_do()
-            if not is_done(run.layout.segment(FIRST_SEGMENT), plan):
-                _see_whole(there)
+            merged = is_done(run.layout.segment(FIRST_SEGMENT), plan)
+            if not merged:
+                see_whole(there)
             with run.at_work(plan, there.build.status):
-                if not is_done(run.layout.segment(FIRST_SEGMENT), plan):
+                if not merged:
                     run.merge(there, plan)
                 figures = run.finish(run.publish(plan))
             forget(run.layout)
             return figures
-
-
-def _see_whole(there: Begun) -> None:
-    numbered = Numbered(there.build, there.plan.n, there.plan.shard_rows)
-    missing = numbered.missing()
-    if missing:
-        shards = format_numbers(missing)
-        raise ConflictError(
-            f"{len(missing)} of {numbered.count} shards are not filled: {shards}",
-            kind="shards-missing",
-            hint=f"Fill them with `ooc fill STORE INDEX --shards {shards}`, then merge again.",
-        )
 
 
 class _Run:
@@ -216,7 +216,7 @@ class _Run:
             self._clear()
             return self.nothing_to_do()
         share = divided(plan)
-        _check_room(self.layout, plan, scratch)
+        check_room(self.layout, plan, scratch)
         self.layout.claim(Header(d=plan.d, metric=plan.metric))  # refuses what is not ours
         with publisher(self.layout.lock):
             if self.layout.live() is not None:  # another process was quicker
@@ -227,7 +227,7 @@ class _Run:
                 there = begin(self.layout, numbering, scratch)
                 with self.at_work(plan, there.build.status):
                     if share is not None:
-                        self._note(share.describe(), kind="workers")
+                        self._emit(Note(message=share.describe(), kind="workers"))
                     figures = self.finish(stages(there, plan, share))
             except Stopped:
                 raise
@@ -255,7 +255,8 @@ class _Run:
         record = published(self.layout) or {}
         for segment in record["segments"]:
             Segment(self.layout.segment(segment["name"])).close()  # says so where it is damaged
-        self._note("this index is built already: same store, same plan", kind="already-built")
+        message = "this index is built already: same store, same plan"
+        self._emit(Note(message=message, kind="already-built"))
         return self._figures(record, already_built=True)
 
     @contextlib.contextmanager
@@ -267,12 +268,12 @@ class _Run:
         self._emit(
             Started(
                 operation=self._operation,
-                stages=_shares(plan, _STAGES[self._operation]),
+                stages=shares(plan, self._operation),
                 memory_bytes=plan.memory_bytes,
                 settings=plan.to_record(),
             )
         )
-        if "plan" in _STAGES[self._operation]:
+        if "plan" in STAGES[self._operation]:
             self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
         try:
             yield
@@ -394,65 +395,8 @@ class _Run:
             "rows": record["rows"],
             "skipped_rows": record["skipped_rows"],
             "zero_rows": record["zero_rows"],
-            "bytes": sum(_bytes_below(path) for path in (self.layout.template, *segments)),
+            "bytes": sum(bytes_below(path) for path in (self.layout.template, *segments)),
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
             "already_built": already_built,
         }
-
-    def _note(self, message: str, *, kind: str) -> None:
-        self._emit(Note(message=message, kind=kind))
-
-
-def _bytes_below(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.exists() else 0
-
-
-def _check_room(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> None:
-    """See that each disk has room for what goes there and is not there yet."""
-    there = begun(layout) if layout.is_index() else None
-    build = layout.build(plan.digest) if there is None else there.build
-    place = build.scratch or (None if scratch is None else Path(scratch).expanduser().absolute())
-    needed = {layout.root: plan.peak_disk_bytes - _bytes_below(build.root)}
-    if place is not None:
-        beside = plan.scratch_bytes - (_bytes_below(build.scratch) if build.scratch else 0)
-        needed[layout.root] -= plan.scratch_bytes
-        if _disk(place) == _disk(layout.root):
-            needed[layout.root] += beside
-        else:
-            needed[place] = beside
-    for path, size in needed.items():
-        check_disk(path, needed=size)
-
-
-def _disk(path: Path) -> int:
-    """The number of the disk that a path is on, or will be."""
-    return next(p for p in (path, *path.parents) if p.exists()).stat().st_dev
-
-
-#: The stages of each operation, in order.
-_STAGES = {
-    "build": ("plan", "sample", "train", "fill", "merge", "publish"),
-    "train": ("plan", "sample", "train"),
-    "fill": ("fill",),
-    "merge": ("merge", "publish"),
-}
-
-
-def _shares(plan: Plan, stages: Iterable[str]) -> dict[str, float]:
-    """What part of the time each stage is expected to take, from operations and bytes."""
-    multiply = 1 / 150e9  # seconds an operation of a matrix product takes
-    byte = 1 / 800e6
-    pick = 8e-5  # a row here and there
-    values = plan.n * plan.d
-    lists = plan.n * (plan.code_size + 8)
-    seconds = {
-        "plan": 0.1,
-        "sample": plan.sample_rows * pick,
-        "train": 2 * rows_looked_at(plan.sample_rows, plan.nlist) * plan.d * plan.nlist * multiply,
-        "fill": 2 * values * plan.nlist * multiply + values * 1.5e-8 + plan.n * 4e-6,
-        "merge": 2 * lists * byte + 0.1,
-        "publish": 0.1,
-    }
-    whole = sum(seconds[stage] for stage in stages)
-    return {stage: seconds[stage] / whole for stage in stages}

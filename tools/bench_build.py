@@ -21,6 +21,7 @@ from bench_measure import Measured, drop_page_cache, run
 from bench_recall import at_equal_bytes
 from bench_sides import (
     CACHE_BYTES,
+    NAMES,
     SIDES,
     TOOLS,
     MissingError,
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dim", type=int, default=1024, metavar="D", help="of the rows that are made without --data (1024)")
     add("--memory", default="512MiB", metavar="SIZE", help="our budget (512MiB)")
     add("--lists", type=int, metavar="N", help="lists of ours and faiss (default: as many as ooc plans)")
-    add("--sides", default=",".join(SIDES), metavar="NAME[,NAME...]", help=f"of {', '.join(SIDES)} (all)")
+    add("--sides", default=",".join(SIDES), metavar="NAME[,NAME...]", help=f"of {', '.join(NAMES)}")
     add("--data", type=Path, metavar="PATH.npy", help="made by tools/make_dataset, its queries beside it")
     add("--repeat", type=int, default=3, metavar="N", help="runs of each side that takes < 5 minutes (3)")
     add("--time-limit", type=float, default=600, metavar="SECONDS", help="of a run of a peer (600)")
@@ -88,10 +89,10 @@ class _Bench:
         except ValueError:
             raise ArgumentError(f"--rows {args.rows}: not numbers", kind="rows") from None
         self._names = [name for name in args.sides.split(",") if name]
-        unknown = [name for name in self._names if name not in SIDES]
+        unknown = [name for name in self._names if name not in NAMES]
         if unknown:
             raise ArgumentError(
-                f"there is no side {unknown[0]}", kind="sides", hint=f"There are {', '.join(SIDES)}."
+                f"there is no side {unknown[0]}", kind="sides", hint=f"There are {', '.join(NAMES)}."
             )
         if self._rows[0] < 1 or args.repeat < 1:
             raise ArgumentError("--rows and --repeat are at least 1", kind="rows")

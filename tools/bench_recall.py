@@ -25,8 +25,8 @@ _SETS = (
 
 
 def probes(nlist: int) -> list[int]:
-    """Numbers of lists to probe: powers of two up to 512, and never more than there are."""
-    return [p for p in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if p <= nlist]
+    """Numbers of lists to probe: powers of two from 4 to 256, and never more than there are."""
+    return [p for p in (4, 8, 16, 32, 64, 128, 256) if p <= nlist] or [nlist]
 
 
 def queries_of(truth: str | Path) -> Iterator[tuple[str, Any, Any]]:

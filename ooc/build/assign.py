@@ -7,13 +7,24 @@ import numpy as np
 from ooc.engine import Nearest
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["Assigner"]
+__all__ = ["Assigner", "scores_bytes"]
 
 #: Scores are computed against this many centroids at a time, which bounds their memory.
 _TILE = 4096
 
 #: Below this many values in all centroids, comparing all is as quick as a sketch of them.
 _SKETCH_FROM = 1 << 19
+_SKETCH_FROM_NLIST = 512
+
+
+def sketched(nlist: int, d: int) -> bool:
+    """Whether so many centroids are found through a sketch of them."""
+    return nlist * d >= _SKETCH_FROM and nlist >= _SKETCH_FROM_NLIST
+
+
+def scores_bytes(nlist: int, d: int) -> int:
+    """What assigning takes for each row of a block besides the row."""
+    return 4 * 512 if sketched(nlist, d) else 4 * min(nlist, _TILE)
 
 
 class Assigner:
@@ -26,13 +37,15 @@ class Assigner:
     """
 
     def __init__(self, centroids: FloatArray, metric: Metric) -> None:
-        self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        self.nlist, d = centroids.shape
         self._half: FloatArray | None = None
         self._nearest: Nearest | None = None
-        if self.centroids.size >= _SKETCH_FROM and len(self.centroids) >= 512:
-            self._nearest = Nearest(self.centroids, metric)
-        elif metric == "l2":
-            self._half = np.einsum("ij,ij->i", self.centroids, self.centroids) / np.float32(2)
+        if sketched(self.nlist, d):
+            self._nearest = Nearest(centroids, metric)
+            return
+        self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        if metric == "l2":
+            self._half = np.einsum("ij,ij->i", self._centroids, self._centroids) / np.float32(2)
 
     def assign(self, x: FloatArray) -> IntArray:
         """List numbers ``(m,)`` of rows ``(m, d)``."""
@@ -40,12 +53,12 @@ class Assigner:
             return self._nearest.find(x)
         best = np.zeros(len(x), np.int64)
         highest: FloatArray | None = None
-        for first in range(0, len(self.centroids), _TILE):
-            scores = x @ self.centroids[first : first + _TILE].T
+        for first in range(0, self.nlist, _TILE):
+            scores = x @ self._centroids[first : first + _TILE].T
             if self._half is not None:
                 scores -= self._half[first : first + _TILE]
             place: IntArray = scores.argmax(axis=1)
-            if len(self.centroids) <= _TILE:
+            if self.nlist <= _TILE:
                 return place
             score = np.take_along_axis(scores, place[:, None], axis=1)[:, 0]
             if highest is None:

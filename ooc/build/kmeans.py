@@ -191,7 +191,7 @@ def _blocks(
 def _partial(x: FloatArray, assigner: Assigner) -> tuple[IntArray, FloatArray, IntArray]:
     """``(centroids that got rows, sum of the rows of each, how many)`` for one block."""
     labels = assigner.assign(x)
-    k = len(assigner.centroids)
+    k = assigner.nlist
     if k <= _DENSE_UP_TO:
         members = np.zeros((k, len(x)), np.float32)
         members[labels, np.arange(len(x))] = 1

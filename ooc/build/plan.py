@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 from ooc import engine
+from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory, parse_factory
 from ooc.build.kmeans import GROUP_BYTES
 from ooc.build.reuse import reusable
@@ -366,11 +367,9 @@ class _Sizes:
 
     @property
     def _worker(self) -> int:
-        # A block of rows as float32, transformed, its scores against a tile of centroids, its codes.
-        scores = min(self.factory.nlist, 4096)
-        return BLOCK_ROWS * (
-            4 * (2 * self.store.d + 3 * self.factory.d_code + scores) + self.factory.code_size
-        )
+        # A block of rows as float32, transformed, what assigning takes, its codes.
+        row = 4 * (2 * self.store.d + 3 * self.factory.d_code) + self.factory.code_size
+        return BLOCK_ROWS * (row + scores_bytes(self.factory.nlist, self.store.d))
 
     def _blocks(self, block_rows: int) -> int:
         if self.store.mapped:

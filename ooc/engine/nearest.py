@@ -39,15 +39,15 @@ class Nearest:
     """
 
     def __init__(self, centroids: FloatArray, metric: Metric) -> None:
-        self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-        k, d = self._centroids.shape
+        centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        k, self._d = centroids.shape
         self._l2 = metric == "l2"
         with threads_limited(1):
-            self._basis, sketch = _project(self._centroids, self._l2)
+            self._basis, sketch = _project(centroids, self._l2)
             self._scan = self._index(sketch)
             kind = faiss.IndexFlatL2 if self._l2 else faiss.IndexFlatIP
-            self._exact = kind(d)
-            self._exact.add(self._centroids)
+            self._exact = kind(self._d)
+            self._exact.add(centroids)  # a copy; the caller's own may go
         self._top = min(_CANDIDATES, k)
 
     def _index(self, sketch: FloatArray) -> Any:
@@ -76,7 +76,7 @@ class Nearest:
 
         Distances are squared for ``l2`` and products otherwise.
         """
-        x = vectors(x, self._centroids.shape[1])
+        x = vectors(x, self._d)
         _, numbers = self._scan.search(np.ascontiguousarray(x @ self._basis), self._top)
         numbers = np.maximum(numbers, 0)  # groups with fewer centroids than asked for: repeats do no harm
         found = np.empty(numbers.shape, np.float32)

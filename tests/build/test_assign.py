@@ -1,0 +1,125 @@
+"""Assignment and k-means: near the best, the same in any block, never an empty list left to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from ooc.build.assign import Assigner, sketched
+from ooc.build.kmeans import kmeans, rows_looked_at, two_level_kmeans
+from ooc.build.workers import workers
+from ooc.engine import nearest
+from ooc.types import FloatArray, IntArray, Metric
+from tests.helpers import embeddings
+
+
+def scores(x: FloatArray, centroids: FloatArray, metric: Metric) -> FloatArray:
+    product = x @ centroids.T
+    if metric == "l2":
+        product -= (centroids**2).sum(axis=1) / 2
+    return product
+
+
+def unit(x: FloatArray) -> FloatArray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("shape", [(8, 5), (100, 48), (5000, 16)])
+def test_few_centroids_are_all_compared(metric: Metric, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    centroids = rng.standard_normal(shape, np.float32)
+    x = rng.standard_normal((500, shape[1]), np.float32)
+    assert not sketched(*shape)
+    found = Assigner(centroids, metric).assign(x)
+    np.testing.assert_array_equal(found, scores(x, centroids, metric).argmax(axis=1))
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize("groups_from", [10**9, 512])
+def test_a_sketch_finds_nearly_always_the_nearest(
+    metric: Metric, groups_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "_GROUPS_FROM", groups_from)
+    x = embeddings(6000, 300, topics=300)
+    x = x if metric == "l2" else unit(x)
+    centroids, rows = x[:2048], x[2048:]
+    assert sketched(*centroids.shape)
+    assigner = Assigner(centroids, metric)
+    found = assigner.assign(rows)
+    all_scores = scores(rows, centroids, metric)
+    best = all_scores.argmax(axis=1)
+    assert (found == best).mean() >= 0.9
+    got, most = (np.take_along_axis(all_scores, n[:, None], 1)[:, 0] for n in (found, best))
+    assert (most - got).mean() <= 0.02 * all_scores.std()
+    blocks = np.concatenate([assigner.assign(rows[i : i + 97]) for i in range(0, len(rows), 97)])
+    np.testing.assert_array_equal(blocks, found)
+    np.testing.assert_array_equal(Assigner(centroids, metric).assign(rows), found)
+
+
+def test_candidates_come_with_exact_distances() -> None:
+    x = unit(embeddings(3000, 400))
+    found, distances = nearest.Nearest(x[:1500], "ip").candidates(x[1500:1600])
+    np.testing.assert_allclose(
+        distances, np.einsum("qd,qkd->qk", x[1500:1600], x[:1500][found]), rtol=1e-5, atol=1e-6
+    )
+    assert (np.diff(distances, axis=1) <= 0).all()
+
+
+class Rows:
+    """Rows in memory, as k-means reads a sample."""
+
+    def __init__(self, x: FloatArray) -> None:
+        self.x = x
+        self.n, self.d = x.shape
+
+    def take(self, rows: IntArray) -> FloatArray:
+        return self.x[rows]
+
+    def iterate(self, rows: int, *, every: int = 1, first: int = 0) -> Iterator[FloatArray]:
+        for start in range(first * rows, self.n, every * rows):
+            yield self.x[start : start + rows]
+
+
+@pytest.mark.parametrize(("n", "k"), [(300, 20), (20_000, 64), (20_000, 512), (3000, 2000), (300, 299)])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_two_level_kmeans_is_even_complete_and_the_same_at_any_threads(
+    n: int, k: int, metric: Metric
+) -> None:
+    x = embeddings(n, 24)
+    x = x if metric == "l2" else unit(x)
+    made, told = [], []
+    for threads in (1, 2):
+        with workers(threads) as pool:
+            made.append(two_level_kmeans(Rows(x), k, metric, 3, pool, progress=told.append, threads=threads))
+    np.testing.assert_array_equal(made[0], made[1])
+    centroids = made[0]
+    assert centroids.shape == (k, 24)
+    assert centroids.dtype == np.float32
+    assert np.isfinite(centroids).all()
+    sizes = np.bincount(scores(x, centroids, metric).argmax(axis=1), minlength=k)
+    assert (sizes.astype(float) ** 2).sum() / sizes.sum() <= 2.2 * max(sizes.mean(), 1)
+    assert max(told) <= rows_looked_at(n, k)
+    if metric == "cosine":
+        np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, rtol=1e-5)
+
+
+def test_kmeans_is_better_than_a_draw_of_rows() -> None:
+    x = embeddings(4000, 16)
+    rng = np.random.default_rng(0)
+    drawn = x[rng.choice(len(x), 50, replace=False)]
+    made = kmeans(x, 50, "l2", np.random.default_rng(0))
+
+    def error(centroids: FloatArray) -> float:
+        return float(((x[:, None] - centroids) ** 2).sum(axis=2).min(axis=1).mean())
+
+    assert error(made) < 0.8 * error(drawn)
+
+
+def test_fewer_rows_than_centroids_repeat() -> None:
+    x = embeddings(3, 8)
+    made = kmeans(x, 7, "l2", np.random.default_rng(0))
+    assert made.shape == (7, 8)
+    assert {tuple(row) for row in made.tolist()} == {tuple(row) for row in x.tolist()}

@@ -79,6 +79,11 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> Begun:
                 kind="scratch-differs",
                 hint="Leave --scratch out to go on there.",
             )
+        if there.plan.on_bad != plan.on_bad:
+            # The one setting that may change: processes that fill take it from the record.
+            record = {**read_json(there.build.plan, what="the plan"), "on_bad": plan.on_bad}
+            write_json(there.build.plan, record)
+            there = Begun(dataclasses.replace(there.plan, on_bad=plan.on_bad), there.build)
         return there
     # A name of its own: several builds may share a scratch disk.
     place = None if wanted is None else wanted / f"{layout.root.name}-{secrets.token_hex(6)}"

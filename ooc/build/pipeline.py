@@ -229,10 +229,8 @@ class _Run:
                     if share is not None:
                         self._emit(Note(message=share.describe(), kind="workers"))
                     figures = self.finish(stages(there, plan, share))
-            except Stopped:
-                raise
-            except (OocError, OSError):
-                if fresh and not self._made_something():
+            except (OocError, OSError) as error:
+                if fresh and not isinstance(error, Stopped) and not self._made_something():
                     forget(self.layout)
                     remove_tree(self.layout.root)  # nothing durable was made: leave nothing behind
                 raise
@@ -255,8 +253,7 @@ class _Run:
         record = published(self.layout) or {}
         for segment in record["segments"]:
             Segment(self.layout.segment(segment["name"])).close()  # says so where it is damaged
-        message = "this index is built already: same store, same plan"
-        self._emit(Note(message=message, kind="already-built"))
+        self._emit(Note(message="this index is built already: same store, same plan", kind="already-built"))
         return self._figures(record, already_built=True)
 
     @contextlib.contextmanager

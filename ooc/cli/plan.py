@@ -57,7 +57,8 @@ def describe(plan: Plan) -> list[str]:
                 ),
                 (
                     "trained on",
-                    f"{format_count(plan.sample_rows)} rows, seed {plan.seed}",
+                    f"{format_count(plan.sample_rows)} rows"
+                    + (f", template {plan.template} reused" if plan.template else f", seed {plan.seed}"),
                 ),
                 ("work", f"{_shards(plan)}, {plan.threads} thread{'s' * (plan.threads != 1)}"),
                 ("re-ranked from", rerank),

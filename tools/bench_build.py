@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import os
 import platform
 import statistics
@@ -18,22 +17,20 @@ from typing import Any
 import faiss
 import numpy as np
 from bench_measure import Measured, drop_page_cache, run
-from bench_recall import at_equal_bytes
+from bench_merge import measure_merge
+from bench_ratios import FIGURES, bars, cost_per_row, ratios
 from bench_sides import (
     CACHE_BYTES,
     NAMES,
     SIDES,
     TOOLS,
-    MissingError,
-    Ours,
     Side,
-    Task,
     cores,
     last_json,
-    remove,
     sides_of,
 )
 from bench_table import tables
+from bench_task import MissingError, Task, remove
 
 from ooc.durable import write_bytes
 from ooc.errors import ArgumentError, OocError
@@ -43,16 +40,6 @@ HELP = "build the same rows with every side, in processes of their own, and comp
 
 #: A run that took longer than this is not repeated.
 _REPEATED_SECONDS = 300
-#: Figures of a run of which medians and ratios are taken.
-_FIGURES = (
-    "wall_seconds",
-    "cpu_seconds",
-    "peak_private_bytes",
-    "peak_resident_bytes",
-    "peak_cgroup_bytes",
-    "read_bytes",
-    "written_bytes",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="PATH.npy", help="made by tools/make_dataset, its queries beside it")
     add("--repeat", type=int, default=3, metavar="N", help="runs of each side that takes < 5 minutes (3)")
     add("--time-limit", type=float, default=600, metavar="SECONDS", help="of a run of a peer (600)")
-    add("--merge-shards", type=int, default=8, metavar="N", help="one more build for its merge; 0: none (8)")
+    add(
+        "--merge-shards",
+        type=int,
+        default=8,
+        metavar="N",
+        help="shards filled to measure their merge; 0: none (8)",
+    )
     add("--out", type=Path, default=Path("bench.json"), metavar="FILE", help="the result (bench.json)")
     add("--work", type=Path, metavar="DIR", help="stores and indexes (default: in the cache directory)")
     add("--cache", type=Path, metavar="DIR", help="environments of the peers ($XDG_CACHE_HOME/ooc-bench)")
@@ -206,10 +199,11 @@ class _Bench:
         for record in figures["sides"].values():
             done = [one for one in record["runs"] if one["status"] == "done"]
             if done:
-                record["median"] = {name: _median(done, name) for name in _FIGURES}
+                record["median"] = {name: _median(done, name) for name in FIGURES}
         shards = self._args.merge_shards
         if shards and any(side.ours for side in ready):
-            figures["merge"] = self._merge(task, shards)
+            _say(f"{format_count(task.rows)} rows: merge of {shards} shards")
+            figures["merge"] = measure_merge(task, shards)
         figures["ratios"] = ratios(figures["sides"])
         self._save()
 
@@ -249,34 +243,6 @@ class _Bench:
             "printed": last_json(measured.stdout),
         }
 
-    def _merge(self, task: Task, shards: int) -> dict[str, Any]:
-        """The merge of a build in several shards, against copying the same bytes."""
-        side = Ours(
-            "ooc-merge", task, kind="h5", about="for its merge", shard_rows=math.ceil(task.rows / shards)
-        )
-        side.prepare()
-        one = self._measure(side)
-        try:
-            stages = (one["printed"] or {}).get("stages", {})
-            if one["status"] != "done" or "merge" not in stages:
-                return {"status": one["status"], "why": one["why"] or "no figures of its merge"}
-            lists = max(side.result.rglob("lists.ivfdata"), key=lambda path: path.stat().st_size)
-            copied = [_copy_seconds(lists) for _ in range(3)]
-            ours = stages["merge"]["bytes"] / max(stages["merge"]["seconds"], 1e-9)
-            theirs = lists.stat().st_size / statistics.median(copied)
-            return {
-                "status": "done",
-                "shards": stages.get("fill", {}).get("shards"),
-                "bytes": stages["merge"]["bytes"],
-                "merge_bytes_per_second": ours,
-                "cp_fsync_bytes_per_second": theirs,
-                "cp_fsync_seconds": copied,
-                "ratio": ours / theirs,
-            }
-        finally:
-            if not self._args.keep:
-                remove(side.result)
-
     def _save(self) -> None:
         """What is known so far: an interrupted benchmark leaves the runs it made."""
         self._args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -290,19 +256,6 @@ def _say(text: str) -> None:
 def _median(runs: list[dict[str, Any]], name: str) -> float | None:
     values = [one[name] for one in runs if one[name] is not None]
     return statistics.median(values) if values else None
-
-
-def _copy_seconds(path: Path) -> float:
-    """How long ``cp`` and a flush of the copy take, the file being in the page cache."""
-    copy = path.with_name("copied")
-    path.read_bytes()
-    began = time.monotonic()
-    subprocess.run(["cp", str(path), str(copy)], check=True)
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
-    seconds = time.monotonic() - began
-    copy.unlink()
-    return seconds
 
 
 def judged(side: Side) -> dict[str, Any]:
@@ -338,82 +291,6 @@ def stage_use(measured: Measured) -> dict[str, dict[str, float]]:
                 use["read_bytes_per_second"] = float(np.diff(np.interp(span, times, read))[0]) / took
             stages[event["stage"]] = use
     return stages
-
-
-def ratios(sides: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each of ours against each of the others; of the two of faiss the quicker counts."""
-    done = {name: side for name, side in sides.items() if "median" in side}
-    others = {name: side for name, side in done.items() if not name.startswith("ooc-")}
-    faisses = [name for name in ("faiss", "faiss-haswell") if name in others]
-    if faisses:
-        quicker = min(faisses, key=lambda name: others[name]["median"]["wall_seconds"])
-        chosen = others[quicker] | {"counted": quicker}
-        others = {"faiss": chosen} | {k: v for k, v in others.items() if not k.startswith("faiss")}
-    result: dict[str, dict[str, Any]] = {}
-    for name, ours in done.items():
-        if not name.startswith("ooc-"):
-            continue
-        result[name] = {}
-        for other, theirs in others.items():
-            against: dict[str, Any] = {"counted": theirs.get("counted", other)}
-            for figure in _FIGURES:
-                a, b = ours["median"][figure], theirs["median"][figure]
-                against[figure] = a / b if a is not None and b else None
-            if ours.get("recall") and theirs.get("recall"):
-                against["recall_at_equal_bytes"] = at_equal_bytes(ours["recall"], theirs["recall"])
-            result[name][other] = against
-    return result
-
-
-def cost_per_row(sizes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Microseconds a row for each side and number of rows, and what they grow by from first to last."""
-    result: dict[str, Any] = {}
-    for size in sizes:
-        for name, side in size["sides"].items():
-            if "median" in side:
-                cost = side["median"]["wall_seconds"] / size["rows"] * 1e6
-                result.setdefault(name, {"microseconds": {}})["microseconds"][str(size["rows"])] = cost
-    for record in result.values():
-        costs = list(record["microseconds"].values())
-        record["growth"] = costs[-1] / costs[0] if len(costs) > 1 else None
-    return result
-
-
-def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the project asks of itself, at the largest number of rows, from the contiguous HDF5."""
-    size = result["sizes"][-1]
-    against = size["ratios"].get("ooc-hdf5", {})
-    found: list[dict[str, Any]] = []
-
-    def bar(name: str, value: float | None, most: float | None = None, least: float | None = None) -> None:
-        if value is not None:
-            met = (most is None or value <= most) and (least is None or value >= least)
-            found.append({"name": name, "value": value, "most": most, "least": least, "met": met})
-
-    if "faiss" in against:
-        bar("wall, of faiss's", against["faiss"]["wall_seconds"], most=0.5)
-        compared = against["faiss"].get("recall_at_equal_bytes")
-        if compared:
-            worst = min(point["difference"] for point in compared)
-            bar("recall@10 at equal bytes, less faiss's, at the worst setting", worst, least=-0.005)
-    if "lancedb" in against:
-        bar("wall, of LanceDB's", against["lancedb"]["wall_seconds"], most=0.5)
-        bar("peak private memory, of LanceDB's", against["lancedb"]["peak_private_bytes"], most=0.1)
-    bar("merge, of cp + fsync", size.get("merge", {}).get("ratio"), least=0.5)
-    side = size["sides"].get("ooc-hdf5", {})
-    if "median" in side:
-        private = side["median"]["peak_private_bytes"] / result["settings"]["memory_bytes"]
-        bar("peak private memory, of the budget", private, most=1.0)
-        busy = [one["stages"]["fill"].get("cores") for one in side["runs"] if "fill" in (one["stages"] or {})]
-        if busy and None not in busy:
-            share = statistics.median(busy) / result["machine"]["cores"]
-            bar("cores busy in the fill, of all", share, least=0.8)
-    bar(
-        "cost per row, of that at the fewest rows",
-        result["cost_per_row"].get("ooc-hdf5", {}).get("growth"),
-        most=2,
-    )
-    return found
 
 
 def _ours_done(size: dict[str, Any]) -> bool:

@@ -208,6 +208,7 @@ class _Crew:
         self.workers = [_Worker(process) for process in processes]
         self._events: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self._asked = False
+        self._failed: list[_Worker] = []
         self._threads = [
             threading.Thread(target=self._read, args=(one,), daemon=True) for one in self.workers
         ]
@@ -240,14 +241,17 @@ class _Crew:
         """Ask each once to end at a safe point: a second time would end it at once."""
         if not self._asked:
             self._asked = True
+            self._failed = [worker for worker in self.workers if worker.failed]
             for worker in self.workers:
                 worker.process.send_signal(signal.SIGINT)
 
     def raise_first(self) -> None:
-        """Raise the error of a process that failed; those that were only stopped did not."""
-        for worker in self.workers:
-            if worker.failed:
-                raise worker.problem()
+        """Raise the error of a process that failed before any was asked to stop.
+
+        How the others end says nothing: the signal may come in the middle of their imports.
+        """
+        for worker in self._failed:
+            raise worker.problem()
 
     def end(self) -> None:
         """See all processes end."""

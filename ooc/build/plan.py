@@ -20,7 +20,6 @@ from typing import Any, Self, get_args
 from ooc import engine
 from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory, parse_factory
-from ooc.build.kmeans import GROUP_BYTES
 from ooc.build.reuse import reusable
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.stores import Store, open_store
@@ -67,7 +66,7 @@ BATCH_BYTES = 16 * MIB
 
 def code_training_rows(sample_rows: int, d: int) -> int:
     """Rows of the sample that transforms and code are trained on: enough for both, few in memory."""
-    return min(sample_rows, 65_536, max(GROUP_BYTES // (4 * d), 256 * 39))
+    return min(sample_rows, 65_536, max(32 * MIB // (4 * d), 256 * 39))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,12 +380,12 @@ class _Sizes:
         return rows * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
 
     def _train(self) -> int:
-        # The centroids, their sums, and copies while they change; then either the groups of k-means,
-        # one a thread, or the rows that transforms and code are trained on.
+        # The centroids, their sums, and copies while they change; then either the sums of blocks that
+        # wait their turn, or the rows that transforms and code are trained on.
         widest = max(self.store.d, self.factory.d_code)
-        groups = self.threads * min(GROUP_BYTES, 4 * self.store.d * self.sample_rows)
+        waiting = 4 * self.threads * BLOCK_ROWS * 4 * widest
         code = 3 * 4 * widest * code_training_rows(self.sample_rows, self.store.d)
-        return 3 * self._centroids + self.threads * self._worker + max(groups, code)
+        return 3 * self._centroids + self.threads * self._worker + max(waiting, code)
 
     def memory(self, block_rows: int, shard_rows: int) -> dict[str, int]:
         """Most private memory by stage."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ooc.build.assign import Assigner
-from ooc.build.kmeans import rows_looked_at, two_level_kmeans
+from ooc.build.kmeans import kmeans, rows_looked_at
 from ooc.build.plan import Plan, code_training_rows
 from ooc.build.sample import draw, npy_header
 from ooc.build.workers import workers
@@ -111,7 +111,7 @@ def train(
             Stopped.raise_if(stop)
 
         rows = _Sample(store, codec)
-        centroids = two_level_kmeans(
+        centroids = kmeans(
             rows, plan.nlist, plan.metric, plan.seed, pool, progress=told, threads=plan.threads
         )
         codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)

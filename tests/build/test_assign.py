@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import faiss
 import numpy as np
 import pytest
 
 from ooc.build.assign import Assigner, sketched
-from ooc.build.kmeans import kmeans, rows_looked_at, two_level_kmeans
+from ooc.build.kmeans import kmeans, rows_looked_at
 from ooc.build.workers import workers
 from ooc.engine import nearest
 from ooc.types import FloatArray, IntArray, Metric
@@ -83,17 +84,17 @@ class Rows:
             yield self.x[start : start + rows]
 
 
-@pytest.mark.parametrize(("n", "k"), [(300, 20), (20_000, 64), (20_000, 512), (3000, 2000), (300, 299)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(300, 20), (20_000, 64), (20_000, 512), (3000, 2000), (300, 299), (2000, 32)]
+)
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
-def test_two_level_kmeans_is_even_complete_and_the_same_at_any_threads(
-    n: int, k: int, metric: Metric
-) -> None:
+def test_kmeans_is_even_complete_and_the_same_at_any_threads(n: int, k: int, metric: Metric) -> None:
     x = embeddings(n, 24)
     x = x if metric == "l2" else unit(x)
     made, told = [], []
     for threads in (1, 2):
         with workers(threads) as pool:
-            made.append(two_level_kmeans(Rows(x), k, metric, 3, pool, progress=told.append, threads=threads))
+            made.append(kmeans(Rows(x), k, metric, 3, pool, progress=told.append, threads=threads))
     np.testing.assert_array_equal(made[0], made[1])
     centroids = made[0]
     assert centroids.shape == (k, 24)
@@ -101,25 +102,30 @@ def test_two_level_kmeans_is_even_complete_and_the_same_at_any_threads(
     assert np.isfinite(centroids).all()
     sizes = np.bincount(scores(x, centroids, metric).argmax(axis=1), minlength=k)
     assert (sizes.astype(float) ** 2).sum() / sizes.sum() <= 2.2 * max(sizes.mean(), 1)
-    assert max(told) <= rows_looked_at(n, k)
+    assert max(told) == rows_looked_at(n, k)
     if metric == "cosine":
         np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, rtol=1e-5)
 
 
-def test_kmeans_is_better_than_a_draw_of_rows() -> None:
-    x = embeddings(4000, 16)
-    rng = np.random.default_rng(0)
-    drawn = x[rng.choice(len(x), 50, replace=False)]
-    made = kmeans(x, 50, "l2", np.random.default_rng(0))
+def made_of(x: FloatArray, k: int) -> FloatArray:
+    with workers(2) as pool:
+        return kmeans(Rows(x), k, "l2", 0, pool, progress=lambda _: None, threads=2)
+
+
+@pytest.mark.parametrize(("n", "k"), [(2000, 32), (12_000, 64), (60_000, 300)])
+def test_kmeans_is_as_good_as_that_of_faiss(n: int, k: int) -> None:
+    x = embeddings(n, 24)
+    theirs = faiss.Kmeans(24, k, niter=10, seed=1, min_points_per_centroid=1, max_points_per_centroid=n)
+    theirs.train(x)
 
     def error(centroids: FloatArray) -> float:
-        return float(((x[:, None] - centroids) ** 2).sum(axis=2).min(axis=1).mean())
+        return float((np.einsum("ij,ij->i", x, x) - 2 * scores(x, centroids, "l2").max(axis=1)).mean())
 
-    assert error(made) < 0.8 * error(drawn)
+    assert error(made_of(x, k)) < 1.02 * error(theirs.centroids)
 
 
 def test_fewer_rows_than_centroids_repeat() -> None:
     x = embeddings(3, 8)
-    made = kmeans(x, 7, "l2", np.random.default_rng(0))
+    made = made_of(x, 7)
     assert made.shape == (7, 8)
     assert {tuple(row) for row in made.tolist()} == {tuple(row) for row in x.tolist()}

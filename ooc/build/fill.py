@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ooc.build.plan import BLOCK_ROWS, COPY_BYTES, Plan
+from ooc.build.plan import Plan
 from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error, npy_header
 from ooc.build.shards import Numbered, Shard, format_numbers, shards_done
+from ooc.build.sizes import BLOCK_ROWS, COPY_BYTES
 from ooc.build.train import Template
 from ooc.build.workers import Pool, in_order, workers
 from ooc.durable import DurableFile, RowsFile, as_bytes, make_directory, write_json

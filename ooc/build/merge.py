@@ -14,7 +14,8 @@ import threading
 import numpy as np
 
 from ooc.build.fill import Shard
-from ooc.build.plan import COPY_BYTES, Plan
+from ooc.build.plan import Plan
+from ooc.build.sizes import COPY_BYTES
 from ooc.durable import DurableFile, make_directory, read_json, write_bytes, write_json
 from ooc.engine import Codec
 from ooc.errors import IndexDirError, Stopped

@@ -18,55 +18,21 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 from ooc import engine
-from ooc.build.assign import scores_bytes
-from ooc.build.factory import Factory, parse_factory
+from ooc.build.factory import parse_factory
 from ooc.build.reuse import reusable
-from ooc.errors import ArgumentError, PlanError, ResourceError
+from ooc.build.sizes import Sizes
+from ooc.errors import ArgumentError, ResourceError
 from ooc.stores import Store, open_store
 from ooc.types import METRICS, CopyVectors, Metric, OnBad, PathOrStr, StoreLike
-from ooc.units import DEFAULT_MEMORY, MIB, format_bytes, parse_bytes
+from ooc.units import DEFAULT_MEMORY, format_bytes, parse_bytes
 
 __all__ = [
-    "BATCH_BYTES",
-    "BLOCK_ROWS",
-    "COPY_BYTES",
     "Options",
     "Plan",
     "check_disk",
-    "code_training_rows",
     "plan",
     "plan_store",
 ]
-
-#: Rows that are assigned and encoded together. Fixed: the last bits of a matrix product change with
-#: its shape, and the same rows must give the same bytes under every budget.
-BLOCK_ROWS = 1024
-
-#: Private memory of the interpreter with numpy, faiss, zarr, h5py and the display loaded, and what
-#: BLAS keeps for two threads.
-_BASE_BYTES = 80 * MIB
-
-#: What the decoders of a store that cannot be mapped take besides their chunks.
-_DECODER_BYTES = 32 * MIB
-
-#: Rows of the training sample for each list, and never fewer than this many in all.
-_SAMPLE_PER_LIST = 64
-_SAMPLE_LEAST = 16_384
-
-#: Most rows of a shard: what a crash can cost.
-_SHARD_MOST_ROWS = 1 << 20
-_SHARD_LEAST_ROWS = 16 * BLOCK_ROWS
-
-#: Buffer through which lists are copied in a merge, and a shard is written.
-COPY_BYTES = 16 * MIB
-
-#: Rows of the sample that are asked of the disk together.
-BATCH_BYTES = 16 * MIB
-
-
-def code_training_rows(sample_rows: int, d: int) -> int:
-    """Rows of the sample that transforms and code are trained on: enough for both, few in memory."""
-    return min(sample_rows, 65_536, max(32 * MIB // (4 * d), 256 * 39))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +261,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
     memory_bytes = parse_bytes(options.memory)
     made = parse_factory(options.factory, n=n, d=opened.d, metric=options.metric)
     copies = not opened.mapped if options.copy_vectors == "auto" else options.copy_vectors == "always"
-    sizes = _Sizes(store=opened, n=n, factory=made, threads=threads, trained=trained)
+    sizes = Sizes(store=opened, n=n, factory=made, threads=threads, trained=trained)
     block_rows, shard_rows = sizes.fit(memory_bytes, options.shard_rows)
     return Plan(
         store=opened.uri,
@@ -342,115 +308,3 @@ def check_disk(index: Path, *, needed: int) -> None:
             kind="disk-full",
             hint="Free some space, name a place on another disk, or plan a smaller code (`ooc plan`).",
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sizes:
-    """How many bytes each part takes. One model, used to fit the budget and to report it."""
-
-    store: Store
-    n: int
-    factory: Factory
-    threads: int
-    trained: bool = False
-
-    @property
-    def sample_rows(self) -> int:
-        return min(self.n, max(_SAMPLE_PER_LIST * self.factory.nlist, _SAMPLE_LEAST))
-
-    @property
-    def _centroids(self) -> int:
-        # In the space rows are assigned in, and in faiss's quantizer (with a graph's links).
-        links = 4 * 2 * 32 * self.factory.nlist if self.factory.graph else 0
-        return self.factory.nlist * 4 * (self.store.d + self.factory.d_code) + links
-
-    @property
-    def _worker(self) -> int:
-        # A block of rows as float32, transformed, what assigning takes, its codes.
-        row = 4 * (2 * self.store.d + 3 * self.factory.d_code) + self.factory.code_size
-        return BLOCK_ROWS * (row + scores_bytes(self.factory.nlist, self.store.d))
-
-    def _blocks(self, block_rows: int) -> int:
-        if self.store.mapped:
-            return 0
-        return 3 * block_rows * self.store.row_bytes + 2 * self.store.chunk_bytes + _DECODER_BYTES
-
-    def _shard(self, rows: int) -> int:
-        # Code, list number, place in list order; the buffer it is written through.
-        return rows * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
-
-    def _train(self) -> int:
-        # The centroids, their sums, and copies while they change; then either the sums of blocks that
-        # wait their turn, or the rows that transforms and code are trained on.
-        widest = max(self.store.d, self.factory.d_code)
-        waiting = 4 * self.threads * BLOCK_ROWS * 4 * widest
-        code = 3 * 4 * widest * code_training_rows(self.sample_rows, self.store.d)
-        return 3 * self._centroids + self.threads * self._worker + max(waiting, code)
-
-    def memory(self, block_rows: int, shard_rows: int) -> dict[str, int]:
-        """Most private memory by stage."""
-        working = self._centroids + self.threads * self._worker + self._blocks(block_rows)
-        training = {
-            "sample": _BASE_BYTES + self._blocks(0) + 16 * self.sample_rows + 3 * BATCH_BYTES,
-            "train": _BASE_BYTES + self._train(),
-        }
-        return ({} if self.trained else training) | {
-            "fill": _BASE_BYTES + working + self._shard(shard_rows),
-            "merge": _BASE_BYTES + self._centroids + 3 * COPY_BYTES,
-        }
-
-    def fit(self, memory_bytes: int, shard_rows: int | None) -> tuple[int, int]:
-        """Rows to a block and to a shard within the budget.
-
-        Raises
-        ------
-        PlanError
-            When not even the smallest do, with the least memory that works.
-        """
-        whole = -(-self.n // BLOCK_ROWS) * BLOCK_ROWS
-        least_shard = min(whole, _SHARD_LEAST_ROWS)
-        if shard_rows is not None:
-            shard_rows = least_shard = min(whole, -(-shard_rows // BLOCK_ROWS) * BLOCK_ROWS)
-        least = max(self.memory(BLOCK_ROWS, least_shard).values())
-        if least > memory_bytes:
-            needed = -(-least // MIB)
-            chunk = self.store.chunk_bytes
-            why = f"; one chunk of the store alone is {format_bytes(chunk)}" if chunk > least // 4 else ""
-            raise PlanError(
-                f"{format_bytes(memory_bytes)} of memory are too little for {self.n} x {self.store.d} "
-                f"rows and {self.factory.text}{why}",
-                kind="memory-too-small",
-                hint=f"The least that works is {needed}MiB; fewer lists or smaller shards need less.",
-            )
-        block_rows = BLOCK_ROWS
-        for rows in (16 * BLOCK_ROWS, 8 * BLOCK_ROWS, 4 * BLOCK_ROWS, 2 * BLOCK_ROWS):
-            spare = memory_bytes - max(self.memory(rows, least_shard).values())
-            if spare >= 0 and self._blocks(rows) - self._blocks(BLOCK_ROWS) <= memory_bytes // 4:
-                block_rows = rows
-                break
-        if shard_rows is None:
-            spare = memory_bytes - self.memory(block_rows, 0)["fill"]
-            rows = spare // (self._shard(1) - self._shard(0)) // BLOCK_ROWS * BLOCK_ROWS
-            shard_rows = max(least_shard, min(rows, whole, _SHARD_MOST_ROWS))
-        return block_rows, shard_rows
-
-    def on_disk(self, copies: bool) -> dict[str, int]:
-        """Bytes of the finished index by part."""
-        n, nlist = self.n, self.factory.nlist
-        header = nlist * (4 * self.factory.d_code + 3 * 8) + (1 << 16)
-        if self.factory.graph:
-            header += 4 * 2 * 32 * nlist
-        dtype_bytes = 4 if self.store.dtype.name in ("float64", "bfloat16") else self.store.dtype.itemsize
-        parts = {
-            "lists": n * (self.factory.code_size + 8),
-            "header": header,
-            "template": header + nlist * 4 * self.store.d,
-        }
-        if copies:
-            parts["vectors"] = n * self.store.d * dtype_bytes
-        return parts
-
-    def scratch(self) -> int:
-        """Bytes beside the index while it is built: the sample, then the shards."""
-        sample = 0 if self.trained else self.sample_rows * self.store.d * 4
-        return max(sample, self.n * (self.factory.code_size + 8))

@@ -21,8 +21,9 @@ from typing import Any
 
 from ooc import errors
 from ooc.build.fill import report
-from ooc.build.plan import BLOCK_ROWS, Options, Plan, plan_store
+from ooc.build.plan import Options, Plan, plan_store
 from ooc.build.shards import Numbered, Shard, shards_done
+from ooc.build.sizes import BLOCK_ROWS
 from ooc.errors import ArgumentError, OocError, PlanError, ResourceError, Stopped
 from ooc.events import Observer, stage
 from ooc.index.layout import BuildLayout, Layout

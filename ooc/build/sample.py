@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ooc.build.plan import BATCH_BYTES, Plan
+from ooc.build.plan import Plan
 from ooc.build.rows import prepare
+from ooc.build.sizes import BATCH_BYTES
 from ooc.durable import DurableFile
 from ooc.errors import DataError, Stopped
 from ooc.events import Observer, ignore, stage

@@ -11,8 +11,9 @@ import numpy as np
 
 from ooc.build.assign import Assigner
 from ooc.build.kmeans import kmeans, rows_looked_at
-from ooc.build.plan import Plan, code_training_rows
+from ooc.build.plan import Plan
 from ooc.build.sample import draw, npy_header
+from ooc.build.sizes import code_training_rows
 from ooc.build.workers import workers
 from ooc.durable import DurableFile, make_directory, read_json, write_json
 from ooc.engine import Codec

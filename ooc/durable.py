@@ -31,6 +31,7 @@ from ooc.types import AnyArray
 
 __all__ = [
     "CHECK_BYTES",
+    "BlockHash",
     "DurableFile",
     "RowsFile",
     "as_bytes",
@@ -104,6 +105,30 @@ def as_bytes(data: AnyArray | bytes | memoryview) -> memoryview:
     return data.reshape(-1).view(np.uint8).data
 
 
+class BlockHash:
+    """XXH3-128 of each ``CHECK_BYTES`` of what goes by."""
+
+    def __init__(self) -> None:
+        self._done: list[str] = []
+        self._hash = xxhash.xxh3_128()
+        self._hashed = 0
+
+    def update(self, view: memoryview) -> None:
+        """Take the next bytes."""
+        while len(view):
+            take = min(len(view), CHECK_BYTES - self._hashed)
+            self._hash.update(view[:take])
+            self._hashed += take
+            view = view[take:]
+            if self._hashed == CHECK_BYTES:
+                self._done.append(self._hash.hexdigest())
+                self._hash, self._hashed = xxhash.xxh3_128(), 0
+
+    def digests(self) -> list[str]:
+        """One for each block so far, the last over what is left; hexadecimal."""
+        return [*self._done, self._hash.hexdigest()] if self._hashed else list(self._done)
+
+
 class DurableFile:
     """A file in the making: written front to back, checksummed on the way, published by ``commit``.
 
@@ -122,9 +147,7 @@ class DurableFile:
     def __init__(self, path: Path, *, size: int | None = None) -> None:
         self.path = path
         self.written = 0
-        self._digests: list[str] = []
-        self._hash = xxhash.xxh3_128()
-        self._hashed = 0
+        self._hash = BlockHash()
         self._flushed = 0
         self._partial: Path | None = partial_name(path)
         with translated(path, "creating"):
@@ -141,7 +164,7 @@ class DurableFile:
     def write(self, data: AnyArray | bytes | memoryview) -> None:
         """Append the bytes of a buffer or of a C-contiguous array."""
         view = as_bytes(data)
-        self._update(view)
+        self._hash.update(view)
         with translated(self.path, "writing"):
             rest = view
             while len(rest):
@@ -150,20 +173,6 @@ class DurableFile:
             if self.written - self._flushed >= _FLUSH_BYTES:
                 self._flush()
 
-    def _update(self, view: memoryview) -> None:
-        while len(view):
-            take = min(len(view), CHECK_BYTES - self._hashed)
-            self._hash.update(view[:take])
-            self._hashed += take
-            view = view[take:]
-            if self._hashed == CHECK_BYTES:
-                self._close_digest()
-
-    def _close_digest(self) -> None:
-        self._digests.append(self._hash.hexdigest())
-        self._hash = xxhash.xxh3_128()
-        self._hashed = 0
-
     def _flush(self) -> None:
         getattr(os, "fdatasync", os.fsync)(self._fd)
         drop_cached(self._fd, self._flushed, self.written - self._flushed)
@@ -171,7 +180,7 @@ class DurableFile:
 
     def checksums(self) -> list[str]:
         """XXH3-128 of each ``CHECK_BYTES`` written so far, the last over what is left; hexadecimal."""
-        return [*self._digests, self._hash.hexdigest()] if self._hashed else list(self._digests)
+        return self._hash.digests()
 
     def commit(self) -> None:
         """Flush and publish under the final name. Where that fails, nothing is left."""
@@ -303,17 +312,11 @@ def remove_tree(path: Path) -> None:
 
 def block_checksums(path: Path) -> list[str]:
     """XXH3-128 of each ``CHECK_BYTES`` of a file, as ``DurableFile.checksums`` gave them."""
-    digests = []
+    digest = BlockHash()
     with translated(path, "reading"), path.open("rb") as file:
-        while True:
-            digest, left = xxhash.xxh3_128(), CHECK_BYTES
-            while left and (piece := file.read(min(left, 1 << 20))):
-                digest.update(piece)
-                left -= len(piece)
-            if left < CHECK_BYTES:
-                digests.append(digest.hexdigest())
-            if left:
-                return digests
+        while piece := file.read(1 << 20):
+            digest.update(memoryview(piece))
+    return digest.digests()
 
 
 class RowsFile:

@@ -21,10 +21,10 @@ from ooc.engine import Codec
 from ooc.errors import IndexDirError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import SegmentLayout
-from ooc.index.lists import ID_BYTES, ListsReader, list_groups
+from ooc.index.lists import ID_BYTES, ListsReader, evenness, list_groups
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["evenness", "is_done", "merge"]
+__all__ = ["is_done", "merge"]
 
 
 def merge(
@@ -129,17 +129,6 @@ def _write_record(
             "bytes": {name: (segment.root / name).stat().st_size for name in names},
         },
     )
-
-
-def evenness(sizes: IntArray) -> dict[str, float | int]:
-    """How even lists are: their mean size, and the mean weighted by size, which a query meets."""
-    total = int(sizes.sum())
-    return {
-        "mean": total / len(sizes),
-        "weighted_mean": float((sizes.astype(np.float64) ** 2).sum() / max(total, 1)),
-        "largest": int(sizes.max()),
-        "empty": int((sizes == 0).sum()),
-    }
 
 
 def _interleave(

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
-from ooc.durable import CHECK_BYTES, DurableFile
+from ooc.durable import BlockHash, DurableFile
 from ooc.errors import IndexDirError
 from ooc.types import AnyArray, BytesArray, IntArray
 
-__all__ = ["ID_BYTES", "ListsReader", "list_groups", "write_sorted"]
+__all__ = ["ID_BYTES", "ListsReader", "evenness", "list_groups", "write_sorted"]
 
 ID_BYTES = 8
 
@@ -97,9 +96,7 @@ class ListsReader:
         self._code_size = code_size
         self._file = path.open("rb", buffering=0)
         self._expected = checksums
-        self._seen: list[str] = []
-        self._hash = xxhash.xxh3_128()
-        self._hashed = 0
+        self._hash = BlockHash()
 
     def read(self, first: int, last: int) -> BytesArray:
         """The bytes of lists ``first`` to ``last``; spans must follow one another."""
@@ -109,19 +106,9 @@ class ListsReader:
             got = self._file.readinto(view)
             if not got:
                 raise self.damaged("it ends early")
-            self._update(view[:got])
+            self._hash.update(view[:got])
             view = view[got:]
         return out
-
-    def _update(self, view: memoryview) -> None:
-        while len(view):
-            take = min(len(view), CHECK_BYTES - self._hashed)
-            self._hash.update(view[:take])
-            self._hashed += take
-            view = view[take:]
-            if self._hashed == CHECK_BYTES:
-                self._seen.append(self._hash.hexdigest())
-                self._hash, self._hashed = xxhash.xxh3_128(), 0
 
     def finish(self) -> None:
         """See that what was read is what was written.
@@ -131,8 +118,7 @@ class ListsReader:
         IndexDirError
             When a checksum differs.
         """
-        seen = [*self._seen, self._hash.hexdigest()] if self._hashed else self._seen
-        if seen != self._expected:
+        if self._hash.digests() != self._expected:
             raise self.damaged("its checksum differs")
 
     def damaged(self, why: str) -> IndexDirError:
@@ -140,3 +126,14 @@ class ListsReader:
 
     def close(self) -> None:
         self._file.close()
+
+
+def evenness(sizes: IntArray) -> dict[str, float | int]:
+    """How even lists are: their mean size, and the mean weighted by size, which a query meets."""
+    total = int(sizes.sum())
+    return {
+        "mean": total / len(sizes),
+        "weighted_mean": float((sizes.astype(np.float64) ** 2).sum() / max(total, 1)),
+        "largest": int(sizes.max()),
+        "empty": int((sizes == 0).sum()),
+    }

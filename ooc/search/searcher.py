@@ -19,6 +19,7 @@ import numpy as np
 from ooc.durable import read_json
 from ooc.errors import ArgumentError, ConflictError, DataError, IndexDirError, OocError, StoreError
 from ooc.index.layout import Layout
+from ooc.index.lists import evenness
 from ooc.index.segment import Segment
 from ooc.search.exact import best, distances, exhaustive
 from ooc.stores import Store, open_store
@@ -263,6 +264,7 @@ class Index:
         """What the index is, as a JSON-ready mapping: sizes, lists, plan, training, store."""
         segment = self._opened()
         sizes = segment.sizes
+        even = evenness(sizes)
         counts, edges = np.histogram(sizes, bins=min(20, max(1, int(sizes.max()) - int(sizes.min()))))
         record = self._record
         report_path = self._layout.report(self.generation)
@@ -288,10 +290,10 @@ class Index:
             },
             "list_sizes": {
                 "min": int(sizes.min()),
-                "mean": self.n / self.nlist,
-                "max": int(sizes.max()),
-                "weighted_mean": float((sizes.astype(np.float64) ** 2).sum() / max(self.n, 1)),
-                "empty": int((sizes == 0).sum()),
+                "mean": even["mean"],
+                "max": even["largest"],
+                "weighted_mean": even["weighted_mean"],
+                "empty": even["empty"],
                 "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
             },
             "plan": report["plan"] if report else record["plan"],

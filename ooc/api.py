@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ooc.events import Observer
-    from ooc.types import CopyVectors, Metric, OnBad, PathOrStr, StoreLike
+    from ooc.types import CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
 
 __all__ = ["build", "fill", "merge", "train"]
 
@@ -27,6 +27,7 @@ def build(
     shard_rows: int | None = None,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
+    spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
     scratch: PathOrStr | None = None,
@@ -39,7 +40,7 @@ def build(
 
     Parameters
     ----------
-    store, memory, metric, factory, seed, shard_rows, threads, copy_vectors, on_bad, template
+    store, memory, metric, factory, seed, shard_rows, threads, copy_vectors, spill, on_bad, template
         As for ``ooc.plan``. A build may go on under another budget or number of threads; the index
         is the same.
     index : path
@@ -87,6 +88,7 @@ def build(
         shard_rows=shard_rows,
         threads=threads,
         copy_vectors=copy_vectors,
+        spill=spill,
         on_bad=on_bad,
         template=template,
     )
@@ -113,6 +115,7 @@ def train(
     shard_rows: int | None = None,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
+    spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
     scratch: PathOrStr | None = None,
@@ -141,6 +144,7 @@ def train(
         shard_rows=shard_rows,
         threads=threads,
         copy_vectors=copy_vectors,
+        spill=spill,
         on_bad=on_bad,
         template=template,
     )

@@ -22,6 +22,7 @@ __all__ = [
     "Metric",
     "OnBad",
     "PathOrStr",
+    "Spill",
     "StoreLike",
 ]
 
@@ -41,6 +42,9 @@ METRICS: tuple[Metric, ...] = ("l2", "ip", "cosine")
 
 #: Whether an index keeps its own rows for re-ranking; ``auto``: where the store cannot be mapped.
 CopyVectors = Literal["auto", "always", "never"]
+
+#: Whether each row is in a second list too.
+Spill = Literal["off", "on"]
 
 #: At rows with NaN or infinity: stop with an error, or leave them out.
 OnBad = Literal["stop", "skip"]

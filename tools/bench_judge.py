@@ -23,7 +23,8 @@ def main() -> None:
     curve: list[dict[str, float]] = []
     with ooc.open_index(path) as index:
         names = [entry["name"] for entry in index.info()["segments"]]
-        segments = [Segment(layout.segment(name)) for name in names]
+        lists_per_row = layout.read_header().lists_per_row
+        segments = [Segment(layout.segment(name), lists_per_row) for name in names]
         for nprobe in probes(index.nlist):
             point: dict[str, float] = {"nprobe": nprobe}
             for name, xq, exact in queries_of(truth):

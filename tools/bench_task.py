@@ -52,8 +52,9 @@ class Task:
     memory_bytes: int
     lists: int | None = None
 
-    @cached_property
+    @property
     def x(self) -> NDArray[np.float32]:
+        """The rows, mapped anew: pages that stay mapped cannot be dropped from the page cache."""
         array: NDArray[np.float32] = np.load(self.data, mmap_mode="r")[: self.rows]
         return array
 
@@ -92,8 +93,9 @@ class Task:
         else:
             compression = "zstd" if kind.startswith("zstd") else "none"
             with ooc.create_store(path, d=self.d, n=self.rows, compression=compression) as writer:
+                x = self.x
                 for first in range(0, self.rows, 8192):
-                    writer.append(np.ascontiguousarray(self.x[first : first + 8192], np.float32))
+                    writer.append(np.ascontiguousarray(x[first : first + 8192], np.float32))
         self.mark(path)
         return path
 
@@ -110,8 +112,9 @@ class Task:
                 return path
             sets = [(name, arrays[name]) for name in ("queries", "shifted_queries")]
         nearest = [Nearest(queries, K) for _, queries in sets]
+        x = self.x
         for first in range(0, self.rows, TILE):
-            tile = np.ascontiguousarray(self.x[first : first + TILE], np.float32)
+            tile = np.ascontiguousarray(x[first : first + TILE], np.float32)
             for found in nearest:
                 found.add(tile, first)
         for found in nearest:

@@ -236,8 +236,7 @@ class _Encoded:
 def _encode(block: Block, plan: Plan, template: Template, copies: RowsFile | None) -> _Encoded:
     """All the work on one block of rows, by one thread while the block is in its cache."""
     prepared = prepare(block.rows, plan.metric)
-    list_nos, y = template.place(prepared.x)
-    codes = template.codec.encode(y, list_nos)
+    list_nos, codes = template.encode(prepared.x, spill=plan.spill)
     checksum = None
     if copies is not None:
         rows = _copied(block.rows, plan)
@@ -260,13 +259,13 @@ def _copied(rows: AnyArray, plan: Plan) -> FloatArray | AnyArray:
 
 
 class _Making:
-    """A shard in the making: its codes in the order of the rows."""
+    """A shard in the making: its codes in the order of the rows, of each row one for each of its lists."""
 
     def __init__(self, plan: Plan, start: int, stop: int, code_size: int) -> None:
         self._plan = plan
         self._start = start
-        self._codes = np.empty((stop - start, code_size), np.uint8)
-        self._list_nos = np.empty(stop - start, np.int32)
+        self._codes = np.empty((stop - start, plan.lists_per_row, code_size), np.uint8)
+        self._list_nos = np.empty((stop - start, plan.lists_per_row), np.int32)
         self._bad: list[IntArray] = []
         self._zeros = 0
         self._checksums: list[str] = []
@@ -293,11 +292,15 @@ class _Making:
             copies.flush()
         bad = np.concatenate(self._bad) if self._bad else np.empty(0, np.int64)
         codes, list_nos = self._codes[: self.read], self._list_nos[: self.read]
-        ids = np.arange(self._start, self._start + self.read, dtype=np.int64)
         if len(bad):
             keep = np.ones(self.read, bool)
             keep[bad - self._start] = False
-            codes, list_nos, ids = codes[keep], list_nos[keep], ids[keep]
+            codes, list_nos = codes[keep], list_nos[keep]
+            rows = np.flatnonzero(keep)
+        else:
+            rows = np.arange(self.read)
+        ids = np.repeat(rows + self._start, self._plan.lists_per_row)
+        codes, list_nos = codes.reshape(len(ids), -1), list_nos.reshape(-1)
         path = build.shards / f"{self._start:012d}.ivfdata"
         with DurableFile(path) as file:
             sizes = write_sorted(file, codes, list_nos, ids, self._plan.nlist, COPY_BYTES)

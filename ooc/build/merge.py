@@ -63,7 +63,7 @@ def merge(
     """
     if is_done(segment, plan):
         return
-    total = sum(shard.rows for shard in shards) * (codec.code_size + ID_BYTES)
+    total = sum(shard.entries for shard in shards) * (codec.code_size + ID_BYTES)
     with stage(observer, "merge", total, unit="bytes") as at:
         sizes, checksums = _merge_lists(shards, codec, segment, at, stop)
         if plan.copy_vectors:
@@ -124,6 +124,7 @@ def _write_record(
         {
             "plan": plan.digest,
             "rows": sum(shard.rows for shard in shards),
+            "entries": sum(shard.entries for shard in shards),
             "skipped_rows": sum(shard.skipped for shard in shards),
             "zero_rows": sum(shard.zeros for shard in shards),
             "bytes": {name: (segment.root / name).stat().st_size for name in names},

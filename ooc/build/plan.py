@@ -21,9 +21,9 @@ from ooc import engine
 from ooc.build.factory import parse_factory
 from ooc.build.reuse import reusable
 from ooc.build.sizes import Sizes
-from ooc.errors import ArgumentError, ResourceError
+from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.stores import Store, open_store
-from ooc.types import METRICS, CopyVectors, Metric, OnBad, PathOrStr, StoreLike
+from ooc.types import METRICS, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
 from ooc.units import DEFAULT_MEMORY, format_bytes, parse_bytes
 
 __all__ = [
@@ -55,6 +55,8 @@ class Plan:
         Of the sample, the rotation and k-means.
     copy_vectors : bool
         Whether the index keeps its own rows for re-ranking.
+    spill : bool
+        Whether each row is in a second list too.
     on_bad : str
         ``"stop"`` or ``"skip"`` at rows with NaN or infinity.
     memory_bytes, threads, block_rows, shard_rows : int
@@ -84,6 +86,7 @@ class Plan:
     sample_rows: int
     seed: int
     copy_vectors: bool
+    spill: bool
     on_bad: OnBad
     memory_bytes: int
     threads: int
@@ -104,6 +107,11 @@ class Plan:
         """What decides the bytes of the index."""
         reused = {"template": self.template} if self.template else {}
         return {key: getattr(self, key) for key in _IDENTITY} | reused
+
+    @property
+    def lists_per_row(self) -> int:
+        """How many lists a row is in."""
+        return 2 if self.spill else 1
 
     @property
     def peak_disk_bytes(self) -> int:
@@ -138,6 +146,7 @@ _IDENTITY = (
     "sample_rows",
     "seed",
     "copy_vectors",
+    "spill",
 )
 
 
@@ -151,6 +160,7 @@ def plan(
     shard_rows: int | None = None,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
+    spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
     index: PathOrStr | None = None,
@@ -177,6 +187,10 @@ def plan(
     copy_vectors : {"auto", "always", "never"}
         Whether the index keeps its own rows for exact re-ranking. ``auto``: where the store cannot
         be memory-mapped.
+    spill : {"off", "on"}
+        Whether each row is in a second list too, chosen as SOAR does (arXiv 2404.00774): twice the
+        bytes of lists. Whether a query then reads more or fewer of them for the same recall depends
+        on the vectors; see ``ooc help plan``.
     on_bad : {"stop", "skip"}
         At rows with NaN or infinity: stop with an error, or leave them out.
     template : path, optional
@@ -205,6 +219,7 @@ def plan(
         shard_rows=shard_rows,
         threads=threads,
         copy_vectors=copy_vectors,
+        spill=spill,
         on_bad=on_bad,
         template=template,
     )
@@ -226,6 +241,7 @@ class Options:
     shard_rows: int | None = None
     threads: int | None = None
     copy_vectors: CopyVectors = "auto"
+    spill: Spill = "off"
     on_bad: OnBad = "stop"
     template: PathOrStr | None = None
 
@@ -233,6 +249,7 @@ class Options:
         for name, allowed in (
             ("metric", METRICS),
             ("copy_vectors", get_args(CopyVectors)),
+            ("spill", get_args(Spill)),
             ("on_bad", get_args(OnBad)),
         ):
             value = getattr(self, name)
@@ -261,7 +278,14 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
     memory_bytes = parse_bytes(options.memory)
     made = parse_factory(options.factory, n=n, d=opened.d, metric=options.metric)
     copies = not opened.mapped if options.copy_vectors == "auto" else options.copy_vectors == "always"
-    sizes = Sizes(store=opened, n=n, factory=made, threads=threads, trained=trained)
+    spill = options.spill == "on"
+    if spill and made.nlist < 2:
+        raise PlanError(
+            f"a second list for each row is wanted, and there is {made.nlist}",
+            kind="spill",
+            hint="Leave --spill out, or plan more lists.",
+        )
+    sizes = Sizes(store=opened, n=n, factory=made, threads=threads, spill=spill, trained=trained)
     block_rows, shard_rows = sizes.fit(memory_bytes, options.shard_rows)
     return Plan(
         store=opened.uri,
@@ -279,6 +303,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         sample_rows=sizes.sample_rows if reused is None else reused.sample_rows,
         seed=options.seed,
         copy_vectors=copies,
+        spill=spill,
         on_bad=options.on_bad,
         memory_bytes=memory_bytes,
         threads=threads,

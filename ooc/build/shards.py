@@ -42,7 +42,12 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """Rows in its lists."""
+        """Rows in its lists, each counted once."""
+        return self.stop - self.start - self.skipped
+
+    @property
+    def entries(self) -> int:
+        """Entries of its lists: a row has one in each list that it is in."""
         return int(self.sizes.sum())
 
 

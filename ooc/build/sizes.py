@@ -51,11 +51,17 @@ class Sizes:
     n: int
     factory: Factory
     threads: int
+    spill: bool
     trained: bool = False
 
     @property
     def sample_rows(self) -> int:
         return min(self.n, max(_SAMPLE_PER_LIST * self.factory.nlist, _SAMPLE_LEAST))
+
+    @property
+    def _lists(self) -> int:
+        """Lists that a row is in."""
+        return 2 if self.spill else 1
 
     @property
     def _centroids(self) -> int:
@@ -66,8 +72,8 @@ class Sizes:
     @property
     def _worker(self) -> int:
         # A block of rows as float32, transformed, what assigning takes, its codes.
-        row = 4 * (2 * self.store.d + 3 * self.factory.d_code) + self.factory.code_size
-        return BLOCK_ROWS * (row + scores_bytes(self.factory.nlist, self.store.d))
+        row = 4 * (2 * self.store.d + 3 * self.factory.d_code) + 2 * self._lists * self.factory.code_size
+        return BLOCK_ROWS * (row + scores_bytes(self.factory.nlist, self.store.d, spill=self.spill))
 
     def _blocks(self, block_rows: int) -> int:
         if self.store.mapped:
@@ -75,8 +81,8 @@ class Sizes:
         return 3 * block_rows * self.store.row_bytes + 2 * self.store.chunk_bytes + _DECODER_BYTES
 
     def _shard(self, rows: int) -> int:
-        # Code, list number, place in list order; the buffer it is written through.
-        return rows * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
+        # Code, list number, id, place in list order; the buffer it is written through.
+        return rows * self._lists * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
 
     def _train(self) -> int:
         # The centroids, their sums, and copies while they change; then either the sums of blocks that
@@ -141,7 +147,7 @@ class Sizes:
             header += 4 * 2 * 32 * nlist
         dtype_bytes = 4 if self.store.dtype.name in ("float64", "bfloat16") else self.store.dtype.itemsize
         parts = {
-            "lists": n * (self.factory.code_size + 8),
+            "lists": n * self._lists * (self.factory.code_size + 8),
             "header": header,
             "template": header + nlist * 4 * self.store.d,
         }
@@ -152,4 +158,4 @@ class Sizes:
     def scratch(self) -> int:
         """Bytes beside the index while it is built: the sample, then the shards."""
         sample = 0 if self.trained else self.sample_rows * self.store.d * 4
-        return max(sample, self.n * (self.factory.code_size + 8))
+        return max(sample, self.n * self._lists * (self.factory.code_size + 8))

@@ -21,7 +21,7 @@ from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
 from ooc.stores import Store, open_store
-from ooc.types import FloatArray, IntArray
+from ooc.types import BytesArray, FloatArray, IntArray
 
 __all__ = ["Template", "load_template", "train"]
 
@@ -37,10 +37,22 @@ class Template:
     codec: Codec
     assigner: Assigner
 
-    def place(self, x: FloatArray) -> tuple[IntArray, FloatArray]:
-        """List numbers ``(m,)`` and transformed rows ``(m, d_code)`` of prepared rows ``(m, d)``."""
+    def encode(self, x: FloatArray, *, spill: bool) -> tuple[IntArray, BytesArray]:
+        """Where prepared rows ``(m, d)`` belong, and their codes there.
+
+        Returns
+        -------
+        list_nos : (m, lists) int64
+            One list of each row, or two with ``spill``.
+        codes : (m, lists, code_size) uint8
+        """
         y = self.codec.transform(x)
-        return self.assigner.assign(x if self.codec.isometric else y), y
+        placed = x if self.codec.isometric else y
+        if not spill:
+            list_nos = self.assigner.assign(placed)
+            return list_nos[:, None], self.codec.encode(y, list_nos)[:, None]
+        list_nos = self.assigner.assign_two(placed)
+        return list_nos, np.stack([self.codec.encode(y, list_nos[:, i]) for i in (0, 1)], axis=1)
 
 
 class _Sample:

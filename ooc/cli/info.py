@@ -62,7 +62,11 @@ def _index(info: Mapping[str, Any]) -> list[str]:
             [
                 ("rows", f"{format_count(info['rows'])} of {info['d']} dimensions, metric {info['metric']}"),
                 ("code", f"{info['factory']}, {info['code_size']} bytes a row"),
-                ("lists", format_count(info["nlist"])),
+                (
+                    "lists",
+                    format_count(info["nlist"])
+                    + (", each row is in two" if info["lists_per_row"] == 2 else ""),
+                ),
                 ("generation", f"{info['generation']}, format {info['format_version']}"),
                 ("store", f"{store['uri'] or 'array in memory'} ({store['format']}, {mapped}){reach}"),
                 ("search default", f"nprobe {defaults['nprobe']}, rerank {defaults['rerank']}"),

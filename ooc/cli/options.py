@@ -79,6 +79,13 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "auto: where the store cannot be mapped",
     )
     add(
+        "--spill",
+        choices=("off", "on"),
+        default="off",
+        help="whether each row is in a second list too: twice the bytes of lists, of which some collections "
+        "then need far fewer for the same recall, and others more; see `ooc help plan`",
+    )
+    add(
         "--on-bad",
         choices=("stop", "skip"),
         default="stop",
@@ -110,6 +117,7 @@ def plan_options(args: argparse.Namespace) -> dict[str, Any]:
         "shard_rows",
         "threads",
         "copy_vectors",
+        "spill",
         "on_bad",
         "template",
     )

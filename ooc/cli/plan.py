@@ -39,6 +39,7 @@ def describe(plan: Plan) -> list[str]:
     """The plan as lines of text."""
     rerank = "the index's own copy of the rows" if plan.copy_vectors else "the store"
     stages = list(plan.memory_by_stage.items())
+    nlist, each = (format_count(m) for m in (plan.nlist, plan.n * plan.lists_per_row / plan.nlist))
     return [
         heading("What"),
         *pairs(
@@ -51,10 +52,8 @@ def describe(plan: Plan) -> list[str]:
                 ),
                 ("metric", plan.metric),
                 ("code", f"{plan.factory}, {plan.code_size} bytes a row"),
-                (
-                    "lists",
-                    f"{format_count(plan.nlist)}, about {format_count(plan.n / plan.nlist)} rows each",
-                ),
+                ("lists", f"{nlist}, about {each} rows each"),
+                ("second lists", _spill(plan)),
                 (
                     "trained on",
                     f"{format_count(plan.sample_rows)} rows"
@@ -84,6 +83,14 @@ def describe(plan: Plan) -> list[str]:
         ),
         *(f"\nnote: {text}" for text in advice(plan)),
     ]
+
+
+def _spill(plan: Plan) -> str:
+    """What the second list of each row costs and brings, or would."""
+    once = format_bytes(plan.index_bytes["lists"] // plan.lists_per_row)
+    if plan.spill:
+        return f"on: {once} of the lists; pays on some collections only, see `ooc help plan`"
+    return f"off; --spill on takes {once} more, and can make recall much cheaper"
 
 
 def _shards(plan: Plan) -> str:

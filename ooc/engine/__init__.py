@@ -2,7 +2,8 @@
 
 ``Codec`` is the trained, empty index (the template): it rotates rows, encodes them against their
 list, and writes the header that makes faiss open a file of lists. ``DiskLists`` is that header and
-file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows.
+file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows,
+and ``Exact`` compares rows with given centroids.
 
 What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
 kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
@@ -12,6 +13,7 @@ thread alone and put back.
 from __future__ import annotations
 
 from ooc.engine.codec import (
+    ID_BYTES,
     LISTS_NAME,
     Codec,
     check_platform,
@@ -21,12 +23,14 @@ from ooc.engine.codec import (
     version,
 )
 from ooc.engine.lists import DiskLists
-from ooc.engine.nearest import Nearest
+from ooc.engine.nearest import Exact, Nearest
 
 __all__ = [
+    "ID_BYTES",
     "LISTS_NAME",
     "Codec",
     "DiskLists",
+    "Exact",
     "Nearest",
     "check_platform",
     "code_bytes",

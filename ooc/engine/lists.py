@@ -23,7 +23,7 @@ class DiskLists:
     Attributes
     ----------
     sizes, offsets : (nlist,) int64
-        Rows of each list, and the byte where it begins.
+        Entries of each list, and the byte where it begins.
     """
 
     def __init__(self, header: Path, lists: Path) -> None:
@@ -75,7 +75,7 @@ class DiskLists:
             )
 
     @property
-    def rows(self) -> int:
+    def entries(self) -> int:
         """Entries in all lists."""
         return int(self.sizes.sum())
 

@@ -17,7 +17,7 @@ import numpy as np
 from ooc.engine.codec import threads_limited, vectors
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["Nearest"]
+__all__ = ["Exact", "Nearest"]
 
 #: Directions that are kept at most; each pair of them becomes one 4-bit code.
 _DIRECTIONS = 192
@@ -30,12 +30,39 @@ _GROUPS_PROBED = 24
 _ROUNDS = 8
 
 
+class Exact:
+    """``(k, d)`` centroids, compared with rows in all dimensions. Safe from several threads.
+
+    Attributes
+    ----------
+    rows : (k, d) float32
+        The centroids, as long as this object lives.
+    """
+
+    def __init__(self, centroids: FloatArray, metric: Metric) -> None:
+        k, self._d = centroids.shape
+        self._index = (faiss.IndexFlatL2 if metric == "l2" else faiss.IndexFlatIP)(self._d)
+        self._index.add(np.ascontiguousarray(centroids, dtype=np.float32))  # a copy: the caller's may go
+        self.rows: FloatArray = faiss.rev_swig_ptr(self._index.get_xb(), k * self._d).reshape(k, self._d)
+
+    def compare(self, x: FloatArray, numbers: IntArray) -> FloatArray:
+        """Distances of rows ``(m, d)`` to centroids ``numbers`` ``(m, c)``: squared for l2, else products."""
+        x = vectors(x, self._d)
+        numbers = np.ascontiguousarray(numbers, dtype=np.int64)
+        found = np.empty(numbers.shape, np.float32)
+        self._index.compute_distance_subset(
+            len(x), faiss.swig_ptr(x), numbers.shape[1], faiss.swig_ptr(found), faiss.swig_ptr(numbers)
+        )
+        return found
+
+
 class Nearest:
     """Finds the nearest of ``(k, d)`` centroids through a sketch of them.
 
     Nearest is the largest product for ``ip`` and ``cosine`` (unit centroids), the smallest distance
     for ``l2``. The same centroids give the same sketch, and a row the same answer in any block.
     Safe from several threads; each call uses the calling thread alone if that is its setting.
+    ``exact`` has the centroids themselves.
     """
 
     def __init__(self, centroids: FloatArray, metric: Metric) -> None:
@@ -45,9 +72,7 @@ class Nearest:
         with threads_limited(1):
             self._basis, sketch = _project(centroids, self._l2)
             self._scan = self._index(sketch)
-            kind = faiss.IndexFlatL2 if self._l2 else faiss.IndexFlatIP
-            self._exact = kind(self._d)
-            self._exact.add(centroids)  # a copy; the caller's own may go
+        self.exact = Exact(centroids, metric)
         self._top = min(_CANDIDATES, k)
 
     def _index(self, sketch: FloatArray) -> Any:
@@ -79,10 +104,7 @@ class Nearest:
         x = vectors(x, self._d)
         _, numbers = self._scan.search(np.ascontiguousarray(x @ self._basis), self._top)
         numbers = np.maximum(numbers, 0)  # groups with fewer centroids than asked for: repeats do no harm
-        found = np.empty(numbers.shape, np.float32)
-        self._exact.compute_distance_subset(
-            len(x), faiss.swig_ptr(x), self._top, faiss.swig_ptr(found), faiss.swig_ptr(numbers)
-        )
+        found = self.exact.compare(x, numbers)
         order = np.argsort(found if self._l2 else -found, axis=1, kind="stable")
         return np.take_along_axis(numbers, order, axis=1), np.take_along_axis(found, order, axis=1)
 

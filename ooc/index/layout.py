@@ -24,13 +24,16 @@ from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
 
-__all__ = ["FORMAT_VERSION", "BuildLayout", "Header", "Layout", "SegmentLayout"]
+__all__ = ["FORMAT_VERSION", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
 
 #: Raised when a reader of the version before could give wrong answers.
 FORMAT_VERSION = 1
 
+#: The feature of an index whose rows are in two lists each: its lists hold every id twice.
+SPILL = "spill"
+
 #: What this version can read; a directory that asks for another is refused, not misread.
-_KNOWN_FEATURES: frozenset[str] = frozenset()
+_KNOWN_FEATURES = frozenset({SPILL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,13 @@ class Header:
 
     d: int
     metric: Metric
+    features: frozenset[str] = frozenset()
     format_version: int = FORMAT_VERSION
+
+    @property
+    def lists_per_row(self) -> int:
+        """How many lists a row is in."""
+        return 2 if SPILL in self.features else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,7 @@ class Layout:
                 hint="Name a directory that does not exist or is empty.",
             )
         make_directory(self.root)
-        record = {"format": "ooc", "format_version": FORMAT_VERSION, "features": []}
+        record = {"format": "ooc", "format_version": FORMAT_VERSION, "features": sorted(header.features)}
         write_json(self.header, {**record, "d": header.d, "metric": header.metric})
 
     def read_header(self) -> Header:
@@ -158,9 +167,10 @@ class Layout:
             raise IndexDirError(f"{self.header} is not a header of ours", kind="index-foreign")
         number = record.get("format_version")
         features = record.get("features")
-        unknown = sorted(set(features) - _KNOWN_FEATURES) if isinstance(features, list) else []
+        named = frozenset(map(str, features)) if isinstance(features, list) else frozenset()
+        unknown = sorted(named - _KNOWN_FEATURES)
         if not isinstance(number, int) or number > FORMAT_VERSION or unknown:
-            what = f"features {', '.join(map(str, unknown))}" if unknown else f"format {number!r}"
+            what = f"features {', '.join(unknown)}" if unknown else f"format {number!r}"
             raise IndexDirError(
                 f"{self.root} was written in {what}; this version reads format {FORMAT_VERSION}",
                 kind="index-newer",
@@ -169,7 +179,7 @@ class Layout:
         d, metric = record.get("d"), record.get("metric")
         if not isinstance(d, int) or d < 1 or metric not in METRICS:
             raise IndexDirError(f"{self.header} is damaged: d {d!r}, metric {metric!r}", kind="index-damaged")
-        return Header(d=d, metric=metric, format_version=number)
+        return Header(d=d, metric=metric, features=named, format_version=number)
 
     def live(self) -> int | None:
         """The live generation's number; None before the first was published."""

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ooc.durable import BlockHash, DurableFile
+from ooc.engine import ID_BYTES
 from ooc.errors import IndexDirError
 from ooc.types import AnyArray, BytesArray, IntArray
 
 __all__ = ["ID_BYTES", "ListsReader", "evenness", "list_groups", "write_sorted"]
-
-ID_BYTES = 8
 
 
 def list_groups(sizes: IntArray, entry_bytes: int, buffer_bytes: int) -> Iterator[tuple[int, int]]:

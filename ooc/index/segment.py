@@ -22,19 +22,29 @@ class Segment:
     """One set of lists. Opening reads the header and maps the rest.
 
     Safe from several threads, until it is closed.
+
+    Attributes
+    ----------
+    rows, entries : int
+        Rows, and their entries in the lists: ``lists_per_row`` of each row.
+    sizes : (nlist,) int64
+        Entries of each list.
     """
 
-    def __init__(self, layout: SegmentLayout) -> None:
+    def __init__(self, layout: SegmentLayout, lists_per_row: int = 1) -> None:
         self.layout = layout
         self.record: dict[str, Any] = read_json(layout.record, what="the segment's record")
         self._check_sizes()
         self._lists = DiskLists(layout.header, layout.lists)
         # A mapping of its own for advice and ids; the kernel shares the pages with faiss's.
-        self._file = MappedFile(layout.lists, random=True) if self._lists.rows else None
-        self.rows = self._lists.rows
-        if self.rows != self.record.get("rows"):
+        self.lists_per_row = lists_per_row
+        self.entries = self._lists.entries
+        self._file = MappedFile(layout.lists, random=True) if self.entries else None
+        self.rows = self.entries // lists_per_row
+        if self.record.get("rows") != self.rows or self.entries % lists_per_row:
             raise IndexDirError(
-                f"{layout.header} has {self.rows} rows and its record {self.record.get('rows')!r}",
+                f"{layout.header} has {self.entries} entries, {lists_per_row} of each row, "
+                f"and its record {self.record.get('rows')!r} rows",
                 kind="index-damaged",
             )
         self.d, self.nlist, self.code_size = self._lists.d, self._lists.nlist, self._lists.code_size

@@ -14,7 +14,7 @@ from ooc.stores.base import Store, as_float32
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import normalise
 
-__all__ = ["best", "distances", "exhaustive", "merge_best", "worst"]
+__all__ = ["best", "distances", "exhaustive", "merge_best", "once", "worst"]
 
 #: Gathered rows are compared this many bytes at a time.
 _GATHER_BYTES = 16 * 1024 * 1024
@@ -92,6 +92,26 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
         top_i = np.pad(top_i, pad, constant_values=-1)
     top_d[top_i < 0] = worst(metric)
     return np.ascontiguousarray(top_d), np.ascontiguousarray(top_i)
+
+
+def once(found: FloatArray, ids: IntArray, metric: Metric) -> tuple[FloatArray, IntArray]:
+    """The same results with each id once, by its better distance: ids of the others become -1.
+
+    Parameters
+    ----------
+    found, ids : (nq, m) float32, (nq, m) int64
+        As for ``best``.
+
+    Returns
+    -------
+    found, ids : (nq, m) float32, (nq, m) int64
+        Of each query in the order of the ids.
+    """
+    order = np.lexsort((found if metric == "l2" else -found, ids), axis=1)
+    found, ids = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    again = ids[:, 1:] == ids[:, :-1]
+    ids[:, 1:][again] = -1
+    return found, ids
 
 
 def merge_best(

@@ -21,7 +21,7 @@ from ooc.errors import ArgumentError, ConflictError, DataError, IndexDirError, O
 from ooc.index.layout import Layout
 from ooc.index.lists import evenness
 from ooc.index.segment import Segment
-from ooc.search.exact import best, distances, exhaustive
+from ooc.search.exact import best, distances, exhaustive, once
 from ooc.stores import Store, open_store
 from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, PathOrStr, StoreLike
@@ -69,6 +69,8 @@ class Index:
     metric : {"l2", "ip", "cosine"}
     nlist : int
         Lists.
+    lists_per_row : int
+        How many lists a row is in.
     """
 
     def __init__(self, layout: Layout, store: StoreLike | None = None) -> None:
@@ -89,30 +91,31 @@ class Index:
         self._rows: Store | None = None
         self._segment: Segment | None = None
         names = [segment["name"] for segment in self._record["segments"]]
-        self._open_segment(names)
+        self._open_segment(names, header.lists_per_row)
         if store is not None:
             with self._lock:
                 self._rows = self._checked(open_store(store))
 
-    def _open_segment(self, names: list[str]) -> None:
+    def _open_segment(self, names: list[str], lists_per_row: int) -> None:
         if len(names) != 1 or not names[0].isalnum():
             raise IndexDirError(
                 f"generation {self.generation} of {self._layout.root} names segments {names}",
                 kind="index-damaged",
             )
-        segment = Segment(self._layout.segment(names[0]))
+        segment = Segment(self._layout.segment(names[0]), lists_per_row)
         if segment.d != self.d:
             raise IndexDirError(f"{segment.layout.header} is of {segment.d} dimensions", kind="index-damaged")
         self._segment = segment
         self.n = segment.rows
         self.nlist = segment.nlist
+        self.lists_per_row = lists_per_row
         #: One more than the largest id: what a damaged file may not exceed.
         self._id_end = int(self._record["plan"]["n"])
 
     @property
     def default_nprobe(self) -> int:
-        """Lists probed where the caller does not say: ``2 √nlist``."""
-        return min(self.nlist, max(1, 2 * math.isqrt(self.nlist)))
+        """Lists probed where the caller does not say: ``2 √nlist``, or ``√nlist`` of twice the length."""
+        return min(self.nlist, max(1, 2 * math.isqrt(self.nlist) // self.lists_per_row))
 
     @staticmethod
     def default_rerank(k: int) -> int:
@@ -167,9 +170,10 @@ class Index:
         ids = np.empty((len(queries), k), np.int64)
         # Every row of every list: the store is read once for all queries of a batch.
         every_row = bool(rerank) and nprobe == self.nlist and candidates == self.n
-        step = _BATCH_QUERIES if every_row else max(1, min(_BATCH_QUERIES, _BATCH_CANDIDATES // candidates))
+        held = _BATCH_CANDIDATES // (candidates * self.lists_per_row)
+        step = _BATCH_QUERIES if every_row else max(1, min(_BATCH_QUERIES, held))
         if every_row and len(queries):
-            allowed = np.sort(segment.ids(np.arange(self.nlist)))
+            allowed = np.unique(segment.ids(np.arange(self.nlist)))
             self._see_ids(allowed)
         for first in range(0, len(queries), step):
             some = queries[first : first + step]
@@ -187,8 +191,10 @@ class Index:
         y = segment.transform(queries)
         coarse, lists = segment.coarse(y, nprobe)
         segment.will_need(lists)
-        found, ids = segment.scan(y, lists, coarse, candidates)
+        found, ids = segment.scan(y, lists, coarse, candidates * self.lists_per_row)
         self._see_ids(ids)
+        if self.lists_per_row > 1:
+            found, ids = best(*once(found, ids, self.metric), candidates, self.metric)
         if exact:
             # Ascending ids: rows of a query lie in the order of the store.
             ids = np.sort(ids, axis=1)
@@ -228,7 +234,7 @@ class Index:
             coarse, lists = segment.coarse(y, nprobe)
             segment.will_need(lists)
             if rerank:
-                ids = np.sort(segment.ids(lists[0]))
+                ids = np.unique(segment.ids(lists[0]))
                 self._see_ids(ids)
                 found = distances(query, ids[None], self._vectors(), self.metric)[0]
                 near = found < radius if self.metric == "l2" else found > radius
@@ -236,6 +242,9 @@ class Index:
             else:
                 _, found, ids = segment.range_scan(y, lists, coarse, radius)
                 self._see_ids(ids)
+                if self.lists_per_row > 1:
+                    found, ids = (a[0] for a in once(found[None], ids[None], self.metric))
+                    found, ids = found[ids >= 0], ids[ids >= 0]
             order = np.lexsort((ids, found if self.metric == "l2" else -found))
             parts.append((found[order], ids[order]))
         lims = np.concatenate(([0], np.cumsum([len(ids) for _, ids in parts]))).astype(np.int64)
@@ -273,6 +282,7 @@ class Index:
             "path": str(self._layout.root),
             "format_version": self._layout.read_header().format_version,
             "rows": self.n,
+            "lists_per_row": self.lists_per_row,
             "d": self.d,
             "metric": self.metric,
             "factory": record["plan"]["factory"],

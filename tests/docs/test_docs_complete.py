@@ -164,10 +164,9 @@ def test_defaults_of_a_search_are_as_said() -> None:
     assert [Index.default_rerank(k) for k in (1, 10, 50)] == [100, 100, 500]
     # 2·√nlist, rounded down.
     index = Index.__new__(Index)
-    index.nlist = 4096
-    assert index.default_nprobe == 128
-    index.nlist = 2048
-    assert index.default_nprobe == 90
+    for nlist, lists_per_row, expected in ((4096, 1, 128), (2048, 1, 90), (2048, 2, 45), (1, 2, 1)):
+        index.nlist, index.lists_per_row = nlist, lists_per_row
+        assert index.default_nprobe == expected
 
 
 def test_every_file_and_field_of_an_index_is_in_the_page_of_the_format(tmp_path: Path) -> None:
@@ -220,7 +219,7 @@ def test_pages_keep_to_the_project() -> None:
 #: Kinds that are made of a name at run time.
 MADE_KINDS = {
     ("ArgumentError", kind)
-    for kind in ("metric", "copy_vectors", "on_bad", "threads", "shard_rows", "nprobe")
+    for kind in ("metric", "copy_vectors", "spill", "on_bad", "threads", "shard_rows", "nprobe")
 } | {
     ("ArgumentError", "rerank"),
     ("ConflictError", "convert-source-differs"),

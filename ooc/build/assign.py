@@ -8,7 +8,10 @@ taken that makes ``|r'|² + λ (r'·r / |r|)²`` smallest, where ``r`` and ``r'`
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.engine import Exact, Nearest
 from ooc.types import FloatArray, IntArray, Metric
@@ -60,6 +63,16 @@ class Assigner:
         if self._l2 and self._nearest is None:
             self._half = np.einsum("ij,ij->i", self._exact.rows, self._exact.rows) / np.float32(2)
 
+    def nearest(self, x: FloatArray, count: int) -> IntArray | None:
+        """The ``count`` lists nearest to rows ``(m, d)``, nearest first; None without a sketch."""
+        return None if self._nearest is None else self._nearest.candidates(x)[0][:, :count]
+
+    def among(self, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> IntArray:
+        """List numbers ``(m,)`` of rows ``(m, d)``: the nearest of centroids ``numbers`` ``(m, c)``."""
+        found = self._exact.compare(x, numbers)
+        best = found.argmin(axis=1) if self._l2 else found.argmax(axis=1)
+        return np.take_along_axis(numbers, best[:, None], axis=1)[:, 0].astype(np.int64)
+
     def assign(self, x: FloatArray) -> IntArray:
         """List numbers ``(m,)`` of rows ``(m, d)``."""
         if self._nearest is not None:
@@ -110,7 +123,7 @@ class Assigner:
     def _few(self, x: FloatArray) -> IntArray:
         """The few nearest centroids of each row, nearest first: the first is what ``assign`` gives."""
         if self._nearest is not None:
-            return self._nearest.candidates(x)[0]
+            return self._nearest.candidates(x)[0][:, :_SPILL_AMONG]
         found, scores = np.empty((len(x), 0), np.int64), np.empty((len(x), 0), np.float32)
         for first in range(0, self.nlist, _TILE):
             some = self._scores(x, first)

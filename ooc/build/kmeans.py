@@ -1,33 +1,41 @@
 """k-means on a sample that lies on disk, the same bits at any number of threads.
 
-Lloyd's algorithm from rows drawn at random, a block of rows at a time: only the centroids and their
-sums are in memory, and with many centroids each pass is cheap, because rows are assigned through a
-sketch of them (``ooc.engine.Nearest``). The first passes look at half of the sample each; so few
-rows leave some lists empty, and each of those takes half of the largest list, which evens them out.
+Lloyd's algorithm from rows drawn at random, a block of rows at a time: only the centroids, their sums
+and a few numbers for each row are in memory. With many centroids each pass is cheap: some passes find
+the few centroids that look near to each row through a sketch (``ooc.engine.Nearest``) and keep their
+numbers, and those in between compare the row with the same few where they have moved to. Few rows
+leave that few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.build.assign import Assigner
 from ooc.build.workers import Pool, in_order
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["Rows", "kmeans", "rows_looked_at"]
+__all__ = ["KEPT_BYTES", "Rows", "kmeans", "rows_looked_at"]
+
+#: Numbers of centroids, in half the bytes.
+NumberArray = NDArray[np.int32]
 
 _BLOCK = 1024
-#: Passes over the sample: every how-manieth block, from which on.
-_PASSES = ((2, 0), (2, 1), (2, 0), (2, 1), (1, 0), (1, 0), (1, 0), (1, 0))
-#: A pass over a part needs this many rows a centroid and this many blocks, or else looks at all.
-_PART_ROWS = 8
-_PART_BLOCKS = 8
-#: Up to this many centroids a matrix product sums their rows faster than sorting them does.
+#: Passes over the sample: whether each looks for near centroids anew. The last one does, so that lists
+#: which were split find their rows.
+_PASSES = (True, True, False, True, False, False, False, True)
+#: Centroids that are kept of each row of the sample between passes, where there are many, and their bytes.
+_KEPT = 16
+KEPT_BYTES = 4 * _KEPT
+#: Up to this many centroids a matrix product sums their rows faster than going through them does.
 _DENSE_UP_TO = 256
+#: Rows of one list in a block that are added one by one; further ones are summed first.
+_ONE_BY_ONE = 3
 
 
 class Rows(Protocol):
@@ -37,7 +45,7 @@ class Rows(Protocol):
     d: int
 
     def take(self, rows: IntArray) -> FloatArray: ...
-    def iterate(self, rows: int, *, every: int = 1, first: int = 0) -> Iterator[FloatArray]: ...
+    def iterate(self, rows: int) -> Iterator[FloatArray]: ...
 
 
 def kmeans(
@@ -71,68 +79,66 @@ def kmeans(
     if sample.n <= k:
         return _finish(sample.take(np.arange(k) % sample.n), metric)
     centroids = _finish(sample.take(np.sort(rng.choice(sample.n, k, replace=False))), metric)
+    near: list[NumberArray | None] = [None] * -(-sample.n // _BLOCK)
     done = 0
-    for every, first in _passes(sample.n, k):
+    for anew in _PASSES:
         assigner = Assigner(centroids, metric)
-        blocks = sample.iterate(_BLOCK, every=every, first=first)
-        parts = in_order(pool, partial(_partial, assigner=assigner), blocks, threads)
-
-        def counted(
-            parts: Iterator[tuple[IntArray, FloatArray, IntArray]] = parts,
-        ) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
-            nonlocal done
-            for part in parts:
-                yield part
-                done += int(part[2].sum())
-                progress(done)
-
-        centroids = _update(centroids, counted(), metric)
+        blocks = zip(sample.iterate(_BLOCK), near if not anew else [None] * len(near), strict=True)
+        sums, counts = np.zeros_like(centroids), np.zeros(k, np.int64)
+        placed = in_order(pool, partial(_place, assigner=assigner), blocks, threads)
+        for number, (x, labels, few) in enumerate(placed):
+            near[number] = few
+            _add(x, labels, sums, counts)
+            done += len(x)
+            progress(done)
+        centroids = _moved(sums, counts, metric)
     return centroids
 
 
 def rows_looked_at(n: int, k: int) -> int:
     """How many rows ``progress`` counts in all."""
-    return 0 if n <= k else sum(_part(n, every, first) for every, first in _passes(n, k))
+    return 0 if n <= k else len(_PASSES) * n
 
 
-def _part(n: int, every: int, first: int) -> int:
-    """Rows of a pass over every how-manieth block from ``first`` on."""
-    starts = range(first * _BLOCK, n, every * _BLOCK)
-    return sum(min(_BLOCK, n - start) for start in starts)
+def _place(
+    block: tuple[FloatArray, NumberArray | None], assigner: Assigner
+) -> tuple[FloatArray, IntArray, NumberArray | None]:
+    """The rows, their lists, and the centroids among which these were found, where they are kept."""
+    x, few = block
+    if few is not None:
+        return x, assigner.among(x, few), few
+    found = assigner.nearest(x, _KEPT)
+    if found is None:
+        return x, assigner.assign(x), None
+    return x, found[:, 0], found.astype(np.int32)
 
 
-def _passes(n: int, k: int) -> list[tuple[int, int]]:
-    """The passes that look at enough rows; the others look at all."""
-    least = max(k * _PART_ROWS, _PART_BLOCKS * _BLOCK)
-    return [p if _part(n, *p) >= least else (1, 0) for p in _PASSES]
-
-
-def _partial(x: FloatArray, assigner: Assigner) -> tuple[IntArray, FloatArray, IntArray]:
-    """``(centroids that got rows, sum of the rows of each, how many)`` for one block."""
-    labels = assigner.assign(x)
-    k = assigner.nlist
+def _add(x: FloatArray, labels: IntArray, sums: FloatArray, counts: IntArray) -> None:
+    """Add the rows of a block to the sums of their lists."""
+    k = len(sums)
+    counts += np.bincount(labels, minlength=k)
     if k <= _DENSE_UP_TO:
         members = np.zeros((k, len(x)), np.float32)
         members[labels, np.arange(len(x))] = 1
-        return np.arange(k), members @ x, np.bincount(labels, minlength=k)
+        sums += members @ x
+        return
+    # In a block most lists have one row or few: the first of each are added at once, then the second.
     order = np.argsort(labels, kind="stable")
-    numbers, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    return numbers, np.add.reduceat(x[order], first, axis=0), counts
+    numbers, first, size = np.unique(labels[order], return_index=True, return_counts=True)
+    for i in range(_ONE_BY_ONE):
+        some = size > i
+        sums[numbers[some]] += x[order[first[some] + i]]
+    for number, begin, count in zip(numbers, first, size, strict=True):
+        if count > _ONE_BY_ONE:
+            sums[number] += x[order[begin + _ONE_BY_ONE : begin + count]].sum(axis=0)
 
 
-def _update(
-    centroids: FloatArray, partials: Iterable[tuple[IntArray, FloatArray, IntArray]], metric: Metric
-) -> FloatArray:
-    """Centroids moved to the mean of their rows; each one without rows takes half of the largest."""
-    sums = np.zeros_like(centroids)
-    counts = np.zeros(len(centroids), np.int64)
-    for numbers, part, rows in partials:
-        sums[numbers] += part
-        counts[numbers] += rows
+def _moved(sums: FloatArray, counts: IntArray, metric: Metric) -> FloatArray:
+    """Centroids at the mean of their rows; each one without rows takes half of the largest."""
     filled = counts > 0
     sums[filled] /= counts[filled, None].astype(np.float32)
     # Repair as faiss does: both halves of a split list start beside its centroid, a little apart.
-    tilt = np.where(np.arange(centroids.shape[1]) % 2 == 0, 1 + 1 / 1024, 1 - 1 / 1024).astype(np.float32)
+    tilt = np.where(np.arange(sums.shape[1]) % 2 == 0, 1 + 1 / 1024, 1 - 1 / 1024).astype(np.float32)
     for empty in np.flatnonzero(~filled):
         largest = int(counts.argmax())
         sums[empty] = sums[largest] * tilt

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory
+from ooc.build.kmeans import KEPT_BYTES
 from ooc.errors import PlanError
 from ooc.stores import Store
 from ooc.units import MIB, format_bytes
@@ -28,7 +29,7 @@ _SAMPLE_PER_LIST = 64
 _SAMPLE_LEAST = 16_384
 
 #: Most rows of a shard: what a crash can cost.
-_SHARD_MOST_ROWS = 1 << 20
+_SHARD_MOST_ROWS = 1 << 19
 _SHARD_LEAST_ROWS = 16 * BLOCK_ROWS
 
 #: Buffer through which lists are copied in a merge, and a shard is written.
@@ -85,12 +86,13 @@ class Sizes:
         return rows * self._lists * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
 
     def _train(self) -> int:
-        # The centroids, their sums, and copies while they change; then either the sums of blocks that
-        # wait their turn, or the rows that transforms and code are trained on.
+        # The centroids, their sums, and copies while they change; what is kept of each row between passes;
+        # then either the blocks that wait their turn, or the rows that transforms and code are trained on.
         widest = max(self.store.d, self.factory.d_code)
         waiting = 4 * self.threads * BLOCK_ROWS * 4 * widest
         code = 3 * 4 * widest * code_training_rows(self.sample_rows, self.store.d)
-        return 3 * self._centroids + self.threads * self._worker + max(waiting, code)
+        kept = KEPT_BYTES * self.sample_rows
+        return 3 * self._centroids + self.threads * self._worker + kept + max(waiting, code)
 
     def memory(self, block_rows: int, shard_rows: int) -> dict[str, int]:
         """Most private memory by stage."""

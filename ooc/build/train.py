@@ -68,13 +68,10 @@ class _Sample:
         x = self._store.take(rows)
         return x if self._transform is None else self._transform(x)
 
-    def iterate(self, rows: int, *, every: int = 1, first: int = 0) -> Iterator[FloatArray]:
-        """Every how-manieth block of ``rows`` rows, in order, read a little ahead."""
-        ahead = 8 * every * rows
-        for start in range(first * rows, self.n, every * rows):
-            if every > 1:
-                self._store.will_need(min(start + ahead, self.n), min(start + ahead + rows, self.n))
-            elif start % (16 * rows) == 0:
+    def iterate(self, rows: int) -> Iterator[FloatArray]:
+        """Blocks of ``rows`` rows, in order, read ahead."""
+        for start in range(0, self.n, rows):
+            if start % (16 * rows) == 0:
                 self._store.will_need(start, min(start + 32 * rows, self.n))
             x = self._store.read(start, min(start + rows, self.n))
             yield x if self._transform is None else self._transform(x)

@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from ooc.durable import DurableFile
+from ooc.engine import rabitq
 from ooc.errors import DataError, IndexDirError, PlanError, ResourceError
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
@@ -141,6 +142,18 @@ class Codec:
         self.d_code = int(self._ivf.d)
         self.nlist = int(self._ivf.nlist)
         self.code_size = int(self._ivf.code_size)
+        self._l2 = int(self._ivf.metric_type) == faiss.METRIC_L2
+        kind = type(self._ivf).__name__
+        self._sign_bits = kind == "IndexIVFRaBitQ" and int(self._ivf.rabitq.nb_bits) == 1
+
+    def _centroids(self) -> FloatArray:
+        """The ``(nlist, d_code)`` centroids where faiss has them."""
+        flat = faiss.downcast_index(self._ivf.quantizer)
+        if hasattr(flat, "storage"):
+            flat = faiss.downcast_index(flat.storage)
+        shape = (self.nlist, self.d_code)
+        view: FloatArray = faiss.rev_swig_ptr(flat.get_xb(), self.nlist * self.d_code).reshape(shape)
+        return view
 
     @classmethod
     def create(cls, factory: str, d: int, metric: Metric, seed: int) -> Codec:
@@ -207,6 +220,8 @@ class Codec:
     def encode(self, y: FloatArray, list_nos: IntArray) -> BytesArray:
         """Codes ``(m, code_size)`` of transformed rows ``(m, d_code)`` in the lists ``(m,)``."""
         y = vectors(y, self.d_code)
+        if self._sign_bits:
+            return rabitq.encode(y, list_nos, self._centroids(), l2=self._l2)
         lists = np.ascontiguousarray(list_nos, dtype=np.int64)
         codes = np.empty((len(y), self.code_size), np.uint8)
         self._ivf.encode_vectors(len(y), faiss.swig_ptr(y), faiss.swig_ptr(lists), faiss.swig_ptr(codes))

@@ -13,6 +13,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.engine.codec import threads_limited, vectors
 from ooc.types import FloatArray, IntArray, Metric
@@ -20,9 +21,9 @@ from ooc.types import FloatArray, IntArray, Metric
 __all__ = ["Exact", "Nearest"]
 
 #: Directions that are kept at most; each pair of them becomes one 4-bit code.
-_DIRECTIONS = 192
+_DIRECTIONS = 128
 #: Candidates that are compared exactly.
-_CANDIDATES = 8
+_CANDIDATES = 48
 #: From this many centroids on they are scanned by groups, of which this many are looked into.
 _GROUPS_FROM = 12_288
 _GROUPS_PROBED = 24
@@ -45,7 +46,7 @@ class Exact:
         self._index.add(np.ascontiguousarray(centroids, dtype=np.float32))  # a copy: the caller's may go
         self.rows: FloatArray = faiss.rev_swig_ptr(self._index.get_xb(), k * self._d).reshape(k, self._d)
 
-    def compare(self, x: FloatArray, numbers: IntArray) -> FloatArray:
+    def compare(self, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> FloatArray:
         """Distances of rows ``(m, d)`` to centroids ``numbers`` ``(m, c)``: squared for l2, else products."""
         x = vectors(x, self._d)
         numbers = np.ascontiguousarray(numbers, dtype=np.int64)
@@ -103,7 +104,7 @@ class Nearest:
         """
         x = vectors(x, self._d)
         _, numbers = self._scan.search(np.ascontiguousarray(x @ self._basis), self._top)
-        numbers = np.maximum(numbers, 0)  # groups with fewer centroids than asked for: repeats do no harm
+        numbers = np.maximum(numbers, 0)  # where groups hold fewer than asked for: repeats do no harm
         found = self.exact.compare(x, numbers)
         order = np.argsort(found if self._l2 else -found, axis=1, kind="stable")
         return np.take_along_axis(numbers, order, axis=1), np.take_along_axis(found, order, axis=1)

@@ -1,12 +1,36 @@
-"""Lengths of vectors, right for every finite float32."""
+"""What is done to vectors value by value: lengths that are right for every finite float32, half the bytes."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.types import FloatArray
 
-__all__ = ["normalise"]
+__all__ = ["narrow", "normalise", "widen"]
+
+
+#: The largest bits of a finite float32 that rounds to a finite bfloat16.
+_MOST = np.uint32(0x7F7F7FFF)
+_SIGN = np.uint32(0x80000000)
+
+
+def narrow(x: FloatArray) -> NDArray[np.uint16]:
+    """The bits of ``x`` as bfloat16, rounded: the range of float32 in half the bytes, 8 bits of precision."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    size = np.minimum(bits & ~_SIGN, _MOST)
+    size += np.uint32(0x8000)
+    size |= bits & _SIGN
+    size >>= np.uint32(16)
+    narrowed: NDArray[np.uint16] = size.astype(np.uint16)
+    return narrowed
+
+
+def widen(bits: NDArray[np.uint16]) -> FloatArray:
+    """What ``narrow`` made, as float32."""
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
 
 
 def normalise(x: FloatArray) -> tuple[FloatArray, int]:

@@ -51,21 +51,22 @@ class Assigner:
     For ``l2`` the nearest is the one with the largest ``x·c - |c|²/2``; for ``ip`` and ``cosine``
     (unit centroids) with the largest ``x·c``. Few centroids are all compared, and ties go to the
     lower number; many are found through a sketch (``ooc.engine.Nearest``), which misses the nearest
-    for some rows in a hundred and then gives one almost as near.
+    for a row in a thousand and then gives one almost as near. Without ``sketch`` none is made, for those
+    who ask ``among`` alone.
     """
 
-    def __init__(self, centroids: FloatArray, metric: Metric) -> None:
+    def __init__(self, centroids: FloatArray, metric: Metric, *, sketch: bool = True) -> None:
         self.nlist, d = centroids.shape
         self._l2 = metric == "l2"
-        self._nearest = Nearest(centroids, metric) if sketched(self.nlist, d) else None
-        self._exact = Exact(centroids, metric) if self._nearest is None else self._nearest.exact
+        self._exact = Exact(centroids, metric)
+        self._nearest = Nearest(self._exact, metric) if sketched(self.nlist, d) and sketch else None
         self._half: FloatArray | None = None
         if self._l2 and self._nearest is None:
             self._half = np.einsum("ij,ij->i", self._exact.rows, self._exact.rows) / np.float32(2)
 
     def nearest(self, x: FloatArray, count: int) -> IntArray | None:
         """The ``count`` lists nearest to rows ``(m, d)``, nearest first; None without a sketch."""
-        return None if self._nearest is None else self._nearest.candidates(x)[0][:, :count]
+        return None if self._nearest is None else self._nearest.candidates(x, count)
 
     def among(self, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> IntArray:
         """List numbers ``(m,)`` of rows ``(m, d)``: the nearest of centroids ``numbers`` ``(m, c)``."""
@@ -123,7 +124,7 @@ class Assigner:
     def _few(self, x: FloatArray) -> IntArray:
         """The few nearest centroids of each row, nearest first: the first is what ``assign`` gives."""
         if self._nearest is not None:
-            return self._nearest.candidates(x)[0][:, :_SPILL_AMONG]
+            return self._nearest.candidates(x, _SPILL_AMONG, every=True)
         found, scores = np.empty((len(x), 0), np.int64), np.empty((len(x), 0), np.float32)
         for first in range(0, self.nlist, _TILE):
             some = self._scores(x, first)

@@ -28,7 +28,7 @@ NumberArray = NDArray[np.int32]
 _BLOCK = 1024
 #: Passes over the sample: whether each looks for near centroids anew. The last one does, so that lists
 #: which were split find their rows.
-_PASSES = (True, True, False, True, False, False, False, True)
+_PASSES = (True, False, False, True, False, False, False, True)
 #: Centroids that are kept of each row of the sample between passes, where there are many, and their bytes.
 _KEPT = 16
 KEPT_BYTES = 4 * _KEPT
@@ -45,7 +45,7 @@ class Rows(Protocol):
     d: int
 
     def take(self, rows: IntArray) -> FloatArray: ...
-    def iterate(self, rows: int) -> Iterator[FloatArray]: ...
+    def iterate(self, rows: int, *, backwards: bool) -> Iterator[FloatArray]: ...
 
 
 def kmeans(
@@ -81,13 +81,19 @@ def kmeans(
     centroids = _finish(sample.take(np.sort(rng.choice(sample.n, k, replace=False))), metric)
     near: list[NumberArray | None] = [None] * -(-sample.n // _BLOCK)
     done = 0
-    for anew in _PASSES:
-        assigner = Assigner(centroids, metric)
-        blocks = zip(sample.iterate(_BLOCK), near if not anew else [None] * len(near), strict=True)
+    for number, anew in enumerate(_PASSES):
+        # To and fro: what the page cache holds of a sample that is too large for it is read first.
+        backwards = number % 2 == 1
+        order = range(len(near))[:: -1 if backwards else 1]
+        assigner = Assigner(centroids, metric, sketch=anew)
+        blocks = (
+            (x, None if anew else near[at])
+            for at, x in zip(order, sample.iterate(_BLOCK, backwards=backwards), strict=True)
+        )
         sums, counts = np.zeros_like(centroids), np.zeros(k, np.int64)
         placed = in_order(pool, partial(_place, assigner=assigner), blocks, threads)
-        for number, (x, labels, few) in enumerate(placed):
-            near[number] = few
+        for at, (x, labels, few) in zip(order, placed, strict=True):
+            near[at] = few
             _add(x, labels, sums, counts)
             done += len(x)
             progress(done)

@@ -159,5 +159,5 @@ class Sizes:
 
     def scratch(self) -> int:
         """Bytes beside the index while it is built: the sample, then the shards."""
-        sample = 0 if self.trained else self.sample_rows * self.store.d * 4
+        sample = 0 if self.trained else self.sample_rows * self.store.d * 2
         return max(sample, self.n * self._lists * (self.factory.code_size + 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from ooc.build.assign import Assigner
 from ooc.build.kmeans import kmeans, rows_looked_at
 from ooc.build.plan import Plan
-from ooc.build.sample import draw, npy_header
+from ooc.build.sample import Sample, draw, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import workers
 from ooc.durable import DurableFile, make_directory, read_json, write_json
@@ -20,7 +21,6 @@ from ooc.engine import Codec
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
-from ooc.stores import Store, open_store
 from ooc.types import BytesArray, FloatArray, IntArray
 
 __all__ = ["Template", "load_template", "train"]
@@ -55,26 +55,18 @@ class Template:
         return list_nos, np.stack([self.codec.encode(y, list_nos[:, i]) for i in (0, 1)], axis=1)
 
 
-class _Sample:
-    """The sample as k-means reads it: in the space rows are assigned in."""
+class _Transformed:
+    """The sample as k-means reads it where transforms change distances: in the space rows are assigned in."""
 
-    def __init__(self, store: Store, codec: Codec) -> None:
-        self._store = store
-        self._transform = None if codec.isometric else codec.transform
-        self.n = store.n
-        self.d = store.d if codec.isometric else codec.d_code
+    def __init__(self, sample: Sample, codec: Codec) -> None:
+        self._sample, self._transform = sample, codec.transform
+        self.n, self.d = sample.n, codec.d_code
 
     def take(self, rows: IntArray) -> FloatArray:
-        x = self._store.take(rows)
-        return x if self._transform is None else self._transform(x)
+        return self._transform(self._sample.take(rows))
 
-    def iterate(self, rows: int) -> Iterator[FloatArray]:
-        """Blocks of ``rows`` rows, in order, read ahead."""
-        for start in range(0, self.n, rows):
-            if start % (16 * rows) == 0:
-                self._store.will_need(start, min(start + 32 * rows, self.n))
-            x = self._store.read(start, min(start + rows, self.n))
-            yield x if self._transform is None else self._transform(x)
+    def iterate(self, rows: int, *, backwards: bool) -> Iterator[FloatArray]:
+        return map(self._transform, self._sample.iterate(rows, backwards=backwards))
 
 
 def train(
@@ -108,25 +100,25 @@ def train(
     total = rows_looked_at(plan.sample_rows, plan.nlist)
     with (
         stage(observer, "train", total, row_bytes=4 * plan.d) as at,
-        open_store(sample) as store,
+        contextlib.closing(Sample(sample, plan)) as rows,
         workers(plan.threads) as pool,
     ):
-        some = draw(store.n, code_training_rows(store.n, plan.d), plan.seed)
+        some = draw(rows.n, code_training_rows(rows.n, plan.d), plan.seed)
         codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
-        codec.train_transforms(store.take(some))
+        codec.train_transforms(rows.take(some))
         Stopped.raise_if(stop)
 
-        def told(rows: int) -> None:
-            at.tell(rows)
+        def told(done: int) -> None:
+            at.tell(done)
             Stopped.raise_if(stop)
 
-        rows = _Sample(store, codec)
+        placed = rows if codec.isometric else _Transformed(rows, codec)
         centroids = kmeans(
-            rows, plan.nlist, plan.metric, plan.seed, pool, progress=told, threads=plan.threads
+            placed, plan.nlist, plan.metric, plan.seed, pool, progress=told, threads=plan.threads
         )
         codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
         Stopped.raise_if(stop)
-        codec.train_code(codec.transform(store.take(some)))
+        codec.train_code(codec.transform(rows.take(some)))
         _write(layout, plan, codec, centroids)
         at.figures["nlist"] = plan.nlist
     return Template(codec=codec, assigner=Assigner(centroids, plan.metric))

@@ -28,7 +28,7 @@ NumberArray = NDArray[np.int32]
 _BLOCK = 1024
 #: Passes over the sample: whether each looks for near centroids anew. The last one does, so that lists
 #: which were split find their rows.
-_PASSES = (True, False, False, True, False, False, False, True)
+_PASSES = (True, False, False, True, False, False, True)
 #: Centroids that are kept of each row of the sample between passes, where there are many, and their bytes.
 _KEPT = 16
 KEPT_BYTES = 4 * _KEPT

@@ -105,7 +105,8 @@ def train(
     ):
         some = draw(rows.n, code_training_rows(rows.n, plan.d), plan.seed)
         codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
-        codec.train_transforms(rows.take(some))
+        if not codec.transforms_trained:
+            codec.train_transforms(rows.take(some))
         Stopped.raise_if(stop)
 
         def told(done: int) -> None:
@@ -118,7 +119,7 @@ def train(
         )
         codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
         Stopped.raise_if(stop)
-        codec.train_code(codec.transform(rows.take(some)))
+        codec.train_code(codec.transform(rows.take(some if codec.code_needs_rows else some[:1])))
         _write(layout, plan, codec, centroids)
         at.figures["nlist"] = plan.nlist
     return Template(codec=codec, assigner=Assigner(centroids, plan.metric))

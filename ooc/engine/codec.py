@@ -174,6 +174,16 @@ class Codec:
         """Whether the transforms keep all distances: rotations do, PCA and OPQ do not."""
         return all(type(step).__name__ in _ISOMETRIC for step in self._chain)
 
+    @property
+    def transforms_trained(self) -> bool:
+        """Whether what precedes the code needs no training: rotations do not."""
+        return all(step.is_trained for step in self._chain)
+
+    @property
+    def code_needs_rows(self) -> bool:
+        """Whether the code learns from rows; signs do not."""
+        return not self._sign_bits
+
     def train_transforms(self, x: FloatArray) -> None:
         """Train what precedes the code (PCA, OPQ) on ``(m, d)`` rows."""
         for step in self._chain:

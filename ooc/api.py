@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ooc.events import Observer
-    from ooc.types import CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
+    from ooc.types import CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
 
 __all__ = ["build", "fill", "merge", "train"]
 
@@ -27,6 +27,7 @@ def build(
     shard_rows: int | None = None,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
+    copy_dtype: CopyDtype = "store",
     spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
@@ -40,7 +41,9 @@ def build(
 
     Parameters
     ----------
-    store, memory, metric, factory, seed, shard_rows, threads, copy_vectors, spill, on_bad, template
+    store, memory, metric, factory, seed, shard_rows, threads
+        As for ``ooc.plan``.
+    copy_vectors, copy_dtype, spill, on_bad, template
         As for ``ooc.plan``. A build may go on under another budget or number of threads; the index
         is the same.
     index : path
@@ -88,6 +91,7 @@ def build(
         shard_rows=shard_rows,
         threads=threads,
         copy_vectors=copy_vectors,
+        copy_dtype=copy_dtype,
         spill=spill,
         on_bad=on_bad,
         template=template,
@@ -115,6 +119,7 @@ def train(
     shard_rows: int | None = None,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
+    copy_dtype: CopyDtype = "store",
     spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
@@ -144,6 +149,7 @@ def train(
         shard_rows=shard_rows,
         threads=threads,
         copy_vectors=copy_vectors,
+        copy_dtype=copy_dtype,
         spill=spill,
         on_bad=on_bad,
         template=template,

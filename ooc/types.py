@@ -16,6 +16,7 @@ __all__ = [
     "METRICS",
     "AnyArray",
     "BytesArray",
+    "CopyDtype",
     "CopyVectors",
     "FloatArray",
     "IntArray",
@@ -42,6 +43,9 @@ METRICS: tuple[Metric, ...] = ("l2", "ip", "cosine")
 
 #: Whether an index keeps its own rows for re-ranking; ``auto``: where the store cannot be mapped.
 CopyVectors = Literal["auto", "always", "never"]
+
+#: The dtype of those rows; ``store``: as they are. int8 rows have a scale each.
+CopyDtype = Literal["store", "float16", "int8"]
 
 #: Whether each row is in a second list too.
 Spill = Literal["off", "on"]

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from bench_measure import Measured, drop_page_cache, run
 from bench_merge import measure_merge
 from bench_ratios import FIGURES, bars, cost_per_row, ratios
+from bench_setup import add_arguments as setup_arguments
+from bench_setup import data_of, directories, named, new_result, save, say
 from bench_sides import (
     CACHE_BYTES,
     NAMES,
     SIDES,
-    TOOLS,
     Side,
-    cores,
     last_json,
     sides_of,
 )
 from bench_table import tables
 from bench_task import MissingError, Task, remove
 
-from ooc.durable import write_bytes
 from ooc.errors import ArgumentError, OocError
 from ooc.units import format_bytes, format_count, format_seconds, parse_bytes
 
@@ -43,13 +37,12 @@ _REPEATED_SECONDS = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    setup_arguments(parser, out="bench.json")
     add = parser.add_argument
     add("--rows", default="1000000", metavar="N[,N...]", help="how many rows; several: the cost per row too")
-    add("--dim", type=int, default=1024, metavar="D", help="of the rows that are made without --data (1024)")
     add("--memory", default="512MiB", metavar="SIZE", help="our budget (512MiB)")
     add("--lists", type=int, metavar="N", help="lists of ours and faiss (default: as many as ooc plans)")
     add("--sides", default=",".join(SIDES), metavar="NAME[,NAME...]", help=f"of {', '.join(NAMES)}")
-    add("--data", type=Path, metavar="PATH.npy", help="made by tools/make_dataset, its queries beside it")
     add("--repeat", type=int, default=3, metavar="N", help="runs of each side that takes < 5 minutes (3)")
     add("--time-limit", type=float, default=600, metavar="SECONDS", help="of a run of a peer (600)")
     add(
@@ -59,9 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="shards filled to measure their merge; 0: none (8)",
     )
-    add("--out", type=Path, default=Path("bench.json"), metavar="FILE", help="the result (bench.json)")
-    add("--work", type=Path, metavar="DIR", help="stores and indexes (default: in the cache directory)")
-    add("--cache", type=Path, metavar="DIR", help="environments of the peers ($XDG_CACHE_HOME/ooc-bench)")
     add("--keep", action="store_true", help="leave the indexes and stores; stores are used again")
 
 
@@ -81,70 +71,25 @@ class _Bench:
             self._rows = sorted({int(text) for text in args.rows.split(",")})
         except ValueError:
             raise ArgumentError(f"--rows {args.rows}: not numbers", kind="rows") from None
-        self._names = [name for name in args.sides.split(",") if name]
-        unknown = [name for name in self._names if name not in NAMES]
-        if unknown:
-            raise ArgumentError(
-                f"there is no side {unknown[0]}", kind="sides", hint=f"There are {', '.join(NAMES)}."
-            )
+        self._names = named(args.sides, NAMES, "side")
         if self._rows[0] < 1 or args.repeat < 1:
             raise ArgumentError("--rows and --repeat are at least 1", kind="rows")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ooc-bench"
-        self._cache: Path = (args.cache or cache).absolute()
-        self._work: Path = (args.work or self._cache / "work").absolute()
-        self._work.mkdir(parents=True, exist_ok=True)
-        self._data = self._given_data(args.data) if args.data else self._make_data()
-        self._result: dict[str, Any] = {
-            "benchmark": "build",
-            "version": 1,
-            "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "settings": {
-                "rows": self._rows,
-                "dim": int(np.load(self._data, mmap_mode="r").shape[1]),
-                "memory_bytes": self._memory_bytes,
-                "cgroup_limit_bytes": self._memory_bytes + CACHE_BYTES,
-                "lists": args.lists,
-                "sides": self._names,
-                "data": self._data.name,
-                "metric": "cosine",
-                "repeat": args.repeat,
-                "time_limit_seconds": args.time_limit,
-                "merge_shards": args.merge_shards,
-            },
-            "machine": machine(self._work),
-            "versions": {
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "faiss": faiss.__version__,
-            },
-            "sizes": [],
+        self._cache, self._work = directories(args)
+        self._data = data_of(args, self._rows[-1], self._work)
+        settings = {
+            "rows": self._rows,
+            "dim": int(np.load(self._data, mmap_mode="r").shape[1]),
+            "memory_bytes": self._memory_bytes,
+            "cgroup_limit_bytes": self._memory_bytes + CACHE_BYTES,
+            "lists": args.lists,
+            "sides": self._names,
+            "data": self._data.name,
+            "metric": "cosine",
+            "repeat": args.repeat,
+            "time_limit_seconds": args.time_limit,
+            "merge_shards": args.merge_shards,
         }
-
-    def _given_data(self, path: Path) -> Path:
-        """The data, if it is what all sides can be given alike."""
-        hint = "Make it with tools/make_dataset."
-        try:
-            x = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"--data {path}: {error}", kind="data", hint=hint) from None
-        if x.ndim != 2 or x.dtype != np.float32 or len(x) < self._rows[-1]:
-            raise ArgumentError(
-                f"--data {path} is {x.shape} {x.dtype}; needed are {self._rows[-1]} rows of float32",
-                kind="data",
-                hint=hint,
-            )
-        lengths = np.linalg.norm(x[:: max(1, len(x) // 1000)], axis=1)
-        if np.abs(lengths - 1).max() > 1e-3:  # inner products are then no cosines
-            raise ArgumentError(f"--data {path}: rows must have unit length", kind="data", hint=hint)
-        return path.absolute()
-
-    def _make_data(self) -> Path:
-        rows, dim = self._rows[-1], self._args.dim
-        path = self._work / f"realistic-{rows}x{dim}.npy"
-        command = [sys.executable, str(TOOLS / "make_dataset"), "--rows", str(rows), "--dim", str(dim)]
-        if subprocess.run([*command, "--out", str(path)], check=False).returncode:
-            raise ArgumentError(f"{path} could not be made", kind="data")
-        return path
+        self._result = {**new_result("build", settings, self._work), "sizes": []}
 
     def run(self) -> int:
         for rows in self._rows:
@@ -163,7 +108,7 @@ class _Bench:
                     remove(task.directory)
         self._result["cost_per_row"] = cost_per_row(self._result["sizes"])
         self._result["bars"] = bars(self._result)
-        self._save()
+        save(self._result, self._args.out)
         print("\n".join(tables(self._result)))
         return 0 if all(_ours_done(size) for size in self._result["sizes"]) else 1
 
@@ -187,7 +132,7 @@ class _Bench:
                 side.prepare()
             except MissingError as missing:
                 figures["sides"][side.name].update(status="missing", why=str(missing))
-                _say(f"{side.name}: missing: {missing}")
+                say(f"{side.name}: missing: {missing}")
                 continue
             figures["sides"][side.name]["versions"] = side.versions()
             ready.append(side)
@@ -195,17 +140,17 @@ class _Bench:
         for number in range(self._args.repeat):
             for side in ready:
                 self._turn(side, number, figures["sides"][side.name])
-                self._save()
+                save(self._result, self._args.out)
         for record in figures["sides"].values():
             done = [one for one in record["runs"] if one["status"] == "done"]
             if done:
                 record["median"] = {name: _median(done, name) for name in FIGURES}
         shards = self._args.merge_shards
         if shards and any(side.ours for side in ready):
-            _say(f"{format_count(task.rows)} rows: merge of {shards} shards")
+            say(f"{format_count(task.rows)} rows: merge of {shards} shards")
             figures["merge"] = measure_merge(task, shards)
         figures["ratios"] = ratios(figures["sides"])
-        self._save()
+        save(self._result, self._args.out)
 
     def _turn(self, side: Side, number: int, record: dict[str, Any]) -> None:
         """One run of a side, unless it is not to be run again; its recall after the first."""
@@ -225,7 +170,7 @@ class _Bench:
     def _measure(self, side: Side) -> dict[str, Any]:
         side.before_run()
         cache = drop_page_cache(side.inputs())
-        _say(f"{format_count(side.task.rows)} rows, {side.name}: begins")
+        say(f"{format_count(side.task.rows)} rows, {side.name}: begins")
         measured = run(
             side.command(),
             environment=side.variables,
@@ -234,7 +179,7 @@ class _Bench:
         )
         ended = f"{measured.status} {measured.why}".rstrip()
         took = f"{format_seconds(measured.wall_seconds)}, {format_bytes(measured.peak_private_bytes)} private"
-        _say(f"{format_count(side.task.rows)} rows, {side.name}: {ended}, {took}")
+        say(f"{format_count(side.task.rows)} rows, {side.name}: {ended}, {took}")
         return {
             **measured.as_record(),
             "page_cache": cache,
@@ -242,15 +187,6 @@ class _Bench:
             "stages": stage_use(measured) if side.ours else None,
             "printed": last_json(measured.stdout),
         }
-
-    def _save(self) -> None:
-        """What is known so far: an interrupted benchmark leaves the runs it made."""
-        self._args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._args.out, (json.dumps(self._result, indent=1) + "\n").encode())
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _median(runs: list[dict[str, Any]], name: str) -> float | None:
@@ -295,23 +231,3 @@ def stage_use(measured: Measured) -> dict[str, dict[str, float]]:
 
 def _ours_done(size: dict[str, Any]) -> bool:
     return all(side["status"] == "done" for name, side in size["sides"].items() if name.startswith("ooc-"))
-
-
-def machine(directory: Path) -> dict[str, Any]:
-    """What the figures were taken on."""
-    model = ""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    disk = subprocess.run(
-        ["df", "--output=source,fstype", str(directory)], capture_output=True, text=True, check=False
-    ).stdout.splitlines()
-    return {
-        "cpu": model or platform.machine(),
-        "cores": cores(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "kernel": platform.release(),
-        "disk": " ".join(disk[-1].split()) if disk else "",
-        "load_average_before": os.getloadavg()[0],
-    }

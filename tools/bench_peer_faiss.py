@@ -44,10 +44,7 @@ def judge(args: argparse.Namespace) -> list[dict[str, Any]]:
     if ivf is None:  # a graph, or no index at all: one setting, its own
         return [
             {"nprobe": None, "list_bytes_per_query": None}
-            | {
-                name: recall(_search(index, x, xq)[:, :K], exact)
-                for name, xq, exact in queries_of(args.truth)
-            }
+            | {name: recall(search(index, x, xq)[:, :K], exact) for name, xq, exact in queries_of(args.truth)}
         ]
     lists = ivf.invlists
     sizes = np.array([lists.list_size(i) for i in range(ivf.nlist)])
@@ -60,7 +57,7 @@ def judge(args: argparse.Namespace) -> list[dict[str, Any]]:
                 _, probed = ivf.quantizer.search(_transformed(index, xq), nprobe)
                 entries = sizes[probed[probed >= 0]].sum() / len(xq)
                 point["list_bytes_per_query"] = float(entries) * (ivf.code_size + ID_BYTES)
-            point[name] = recall(_search(index, x, xq), exact)
+            point[name] = recall(search(index, x, xq), exact)
         curve.append(point)
     return curve
 
@@ -74,12 +71,12 @@ def _transformed(index: Any, xq: Any) -> Any:
     return xq
 
 
-def _search(index: Any, x: Any, xq: Any) -> Any:
+def search(index: Any, x: Any, xq: Any, candidates: int = CANDIDATES) -> Any:
     """Candidates by code, the best of them by exact comparison: ``(nq, K)`` rows."""
-    _, found = index.search(xq, min(CANDIDATES, len(x)))
+    _, found = index.search(xq, min(candidates, len(x)))
     best = np.full((len(xq), K), -1, np.int64)
     for i, ids in enumerate(found):
-        ids = ids[ids >= 0]
+        ids = np.unique(ids[ids >= 0])  # in the order of the file; once, where lists overlap
         order = np.argsort(-(x[ids] @ xq[i]), kind="stable")[:K]
         best[i, : len(order)] = ids[order]
     return best

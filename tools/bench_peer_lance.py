@@ -1,10 +1,10 @@
 """LanceDB's engine (pylance), as one would use it: processes of their own in its environment.
 
     bench_peer_lance.py store ROWS.npy DATASET             # not part of what is measured
-    bench_peer_lance.py build DATASET --partitions N
+    bench_peer_lance.py build DATASET --partitions N [--index-type IVF_PQ]
     bench_peer_lance.py judge DATASET TRUTH.npz
 
-The index is IVF_RQ of one bit. Prints JSON.
+The index is IVF_RQ of one bit, or IVF_PQ of a byte for sixteen dimensions. Prints JSON.
 """
 
 from __future__ import annotations
@@ -44,18 +44,47 @@ def store(args: argparse.Namespace) -> dict[str, Any]:
 
 def build(args: argparse.Namespace) -> dict[str, Any]:
     dataset = lance.dataset(args.source)
+    code = {"num_bits": 1} if args.index_type == "IVF_RQ" else {"num_sub_vectors": _sub_vectors(dataset)}
     dataset.create_index(
-        _COLUMN, "IVF_RQ", metric="cosine", num_partitions=args.partitions, num_bits=1, replace=True
+        _COLUMN, args.index_type, metric="cosine", num_partitions=args.partitions, replace=True, **code
     )
     return {"versions": {"pylance": lance.__version__, "pyarrow": pa.__version__}}
 
 
+def _sub_vectors(dataset: Any) -> int:
+    return max(1, int(dataset.schema.field(_COLUMN).type.list_size) // 16)
+
+
+class Searcher:
+    """A data set with its index, opened for searching."""
+
+    def __init__(self, path: str) -> None:
+        self.dataset = lance.dataset(path)
+        offsets = [0]
+        for fragment in self.dataset.get_fragments():
+            offsets.append(offsets[-1] + fragment.count_rows())
+        self._offsets = np.array(offsets)
+
+    def search(self, query: Any, nprobe: int, candidates: int) -> Any:
+        """Rows nearest to one query, ``(K,)`` int64, padded with -1."""
+        nearest_to = {
+            "column": _COLUMN,
+            "q": query,
+            "k": K,
+            "minimum_nprobes": nprobe,
+            "maximum_nprobes": nprobe,
+            "refine_factor": max(1, candidates // K),
+        }
+        table = self.dataset.to_table(columns=["_rowid", "_distance"], with_row_id=True, nearest=nearest_to)
+        found = table.column("_rowid").to_numpy().astype(np.int64)
+        ids = np.full(K, -1, np.int64)
+        ids[: len(found)] = self._offsets[found >> 32] + (found & 0xFFFFFFFF)
+        return ids
+
+
 def judge(args: argparse.Namespace) -> list[dict[str, Any]]:
-    dataset = lance.dataset(args.source)
-    offsets = [0]
-    for fragment in dataset.get_fragments():
-        offsets.append(offsets[-1] + fragment.count_rows())
-    sizes, centroids = _partitions(dataset)
+    searcher = Searcher(args.source)
+    sizes, centroids = _partitions(searcher.dataset)
     d = centroids.shape[1]
     curve = []
     for nprobe in probes(len(sizes)):
@@ -66,21 +95,7 @@ def judge(args: argparse.Namespace) -> list[dict[str, Any]]:
                 nearest = np.argpartition(squares, nprobe - 1, axis=1)[:, :nprobe]
                 entries = sizes[nearest].sum() / len(xq)
                 point["list_bytes_per_query"] = float(entries) * (d // 8 + _FACTOR_BYTES + ID_BYTES)
-            ids = np.full((len(xq), K), -1, np.int64)
-            for i, query in enumerate(xq):
-                nearest_to = {
-                    "column": _COLUMN,
-                    "q": query,
-                    "k": K,
-                    "minimum_nprobes": nprobe,
-                    "maximum_nprobes": nprobe,
-                    "refine_factor": CANDIDATES // K,
-                }
-                table = dataset.to_table(
-                    columns=["_rowid", "_distance"], with_row_id=True, nearest=nearest_to
-                )
-                found = table.column("_rowid").to_numpy().astype(np.int64)
-                ids[i, : len(found)] = np.array(offsets)[found >> 32] + (found & 0xFFFFFFFF)
+            ids = np.array([searcher.search(query, nprobe, CANDIDATES) for query in xq])
             point[name] = recall(ids, exact)
         curve.append(point)
     return curve
@@ -99,6 +114,7 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("target", nargs="?")
     parser.add_argument("--partitions", type=int)
+    parser.add_argument("--index-type", choices=("IVF_RQ", "IVF_PQ"), default="IVF_RQ")
     args = parser.parse_args()
     print(json.dumps({"store": store, "build": build, "judge": judge}[args.verb](args)))
 

@@ -58,6 +58,14 @@ def cost_per_row(sizes: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def judged(
+    name: str, value: float, *, most: float | None = None, least: float | None = None
+) -> dict[str, Any]:
+    """A bar: its name, the value, its bounds, and whether it is met."""
+    met = (most is None or value <= most) and (least is None or value >= least)
+    return {"name": name, "value": value, "most": most, "least": least, "met": met}
+
+
 def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What the project asks of itself, at the largest number of rows, from the contiguous HDF5."""
     size = result["sizes"][-1]
@@ -66,8 +74,7 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 
     def bar(name: str, value: float | None, most: float | None = None, least: float | None = None) -> None:
         if value is not None:
-            met = (most is None or value <= most) and (least is None or value >= least)
-            found.append({"name": name, "value": value, "most": most, "least": least, "met": met})
+            found.append(judged(name, value, most=most, least=least))
 
     if "faiss" in against:
         bar("wall, of faiss's", against["faiss"]["wall_seconds"], most=0.5)

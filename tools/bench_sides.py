@@ -23,7 +23,7 @@ CACHE_BYTES = 128 << 20
 
 #: BLAS as a user has it: settings of this machine are taken away.
 _BLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-_AS_IT_IS: Mapping[str, str | None] = dict.fromkeys(_BLAS)
+AS_IT_IS: Mapping[str, str | None] = dict.fromkeys(_BLAS)
 
 
 class Side:
@@ -32,7 +32,7 @@ class Side:
     #: Said in the result.
     about = ""
     #: What differs from the environment of the tool.
-    variables: Mapping[str, str | None] = _AS_IT_IS
+    variables: Mapping[str, str | None] = AS_IT_IS
     #: Whether it is one of ours: held to the budget, and without the peers' time limit.
     ours = False
 
@@ -69,7 +69,7 @@ class Ours(Side):
     """`ooc build` from a store of one format, within the budget."""
 
     ours = True
-    variables: Mapping[str, str | None] = MappingProxyType({**_AS_IT_IS, "PYTHONPATH": str(TOOLS.parent)})
+    variables: Mapping[str, str | None] = MappingProxyType({**AS_IT_IS, "PYTHONPATH": str(TOOLS.parent)})
 
     def __init__(
         self, name: str, task: Task, *, kind: str, about: str, shard_rows: int | None = None
@@ -105,7 +105,7 @@ class Faiss(Side):
     def __init__(self, name: str, task: Task, *, core: str | None) -> None:
         super().__init__(name, task)
         self.about = "in memory, " + (f"OPENBLAS_CORETYPE={core}" if core else "OPENBLAS_CORETYPE unset")
-        self.variables = {**_AS_IT_IS, "OPENBLAS_CORETYPE": core}
+        self.variables = {**AS_IT_IS, "OPENBLAS_CORETYPE": core}
 
     def prepare(self) -> None:
         self.task.store("npy")
@@ -116,12 +116,12 @@ class Faiss(Side):
     def command(self) -> list[str]:
         plan = self.task.plan
         options = ["--nlist", str(plan.nlist), "--sample-rows", str(plan.sample_rows)]
-        return [*self._script("build"), *options]
+        return [*self.script("build"), *options]
 
     def judge_command(self) -> list[str]:
-        return [*self._script("judge"), str(self.task.truth())]
+        return [*self.script("judge"), str(self.task.truth())]
 
-    def _script(self, verb: str) -> list[str]:
+    def script(self, verb: str) -> list[str]:
         script = str(TOOLS / "bench_peer_faiss.py")
         return [sys.executable, script, verb, str(self.task.store("npy")), str(self.result)]
 
@@ -163,7 +163,7 @@ class Lance(Side):
         self._dataset = self.task.directory / "rows.lance"
         if not self.task.made(self._dataset):
             done = subprocess.run(
-                self._script("store", str(self.task.store("npy")), str(self._dataset)),
+                self.script("store", str(self.task.store("npy")), str(self._dataset)),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -182,10 +182,10 @@ class Lance(Side):
 
     def command(self) -> list[str]:
         partitions = max(1, self.task.plan.nlist // 4)
-        return self._script("build", str(self.result), "--partitions", str(partitions))
+        return self.script("build", str(self.result), "--partitions", str(partitions))
 
     def judge_command(self) -> list[str]:
-        return self._script("judge", str(self.result), str(self.task.truth()))
+        return self.script("judge", str(self.result), str(self.task.truth()))
 
     def result_bytes(self) -> int:
         return size_bytes(self.result / "_indices")
@@ -193,7 +193,7 @@ class Lance(Side):
     def versions(self) -> dict[str, str]:
         return installed(self._python, "pylance", "pyarrow", "numpy")
 
-    def _script(self, *arguments: str) -> list[str]:
+    def script(self, *arguments: str) -> list[str]:
         return [str(self._python), str(TOOLS / "bench_peer_lance.py"), *arguments]
 
 

@@ -12,14 +12,11 @@ _COLUMNS = ("side", "wall", "CPU", "private", "resident", "cgroup", "read", "wri
 
 def tables(result: dict[str, Any]) -> Iterator[str]:
     """Lines: for each number of rows the sides, their recall and the ratios; then the bars."""
-    machine = result["machine"]
-    memory, budget = format_bytes(machine["memory_bytes"]), format_bytes(result["settings"]["memory_bytes"])
-    system = f"{memory}, Linux {machine['kernel']}, {machine['disk']}"
-    yield f"{machine['cpu']}, {machine['cores']} cores, {system}; our budget {budget}"
+    yield f"{machine_line(result['machine'])}; our budget {format_bytes(result['settings']['memory_bytes'])}"
     for size in result["sizes"]:
         yield ""
         yield f"{format_count(size['rows'])} x {size['dim']}, {size['factory']}, medians"
-        yield from _aligned([_COLUMNS, *(_row(name, side) for name, side in size["sides"].items())])
+        yield from aligned([_COLUMNS, *(_row(name, side) for name, side in size["sides"].items())])
         yield ""
         yield "recall@10 (shifted queries) by lists probed, and kB of lists read a query"
         yield from _recall(size["sides"])
@@ -39,7 +36,18 @@ def tables(result: dict[str, Any]) -> Iterator[str]:
             )
             yield f"{name}: microseconds a row {costs}: grows {record['growth']:.2f} times"
     yield ""
-    for bar in result["bars"]:
+    yield from bar_lines(result["bars"])
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """What the figures were taken on."""
+    system = f"{format_bytes(machine['memory_bytes'])}, Linux {machine['kernel']}, {machine['disk']}"
+    return f"{machine['cpu']}, {machine['cores']} cores, {system}"
+
+
+def bar_lines(bars: list[dict[str, Any]]) -> Iterator[str]:
+    """Each bar: whether it is met, its value, its bound."""
+    for bar in bars:
         bound = f"at most {bar['most']:g}" if bar["most"] is not None else f"at least {bar['least']:g}"
         yield f"{'met    ' if bar['met'] else 'NOT MET'}  {bar['name']}: {bar['value']:.4g} ({bound})"
 
@@ -70,7 +78,7 @@ def _recall(sides: dict[str, Any]) -> Iterator[str]:
             continue
         cells = [points.get(p) for p in probes if p >= 8 or p == probes[-1]]
         rows.append((name, *(_cell(point) for point in cells)))
-    yield from _aligned(rows)
+    yield from aligned(rows)
 
 
 def _cell(point: dict[str, Any] | None) -> str:
@@ -97,7 +105,7 @@ def _ratio(ours: str, other: str, ratio: dict[str, Any]) -> str:
     return f"{ours} / {ratio['counted'] if other == 'faiss' else other}: {', '.join(parts)}"
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+def aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
     """Columns of equal width; a row that is shorter says in words why it has no figures."""
     full = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(len(row[i]) for row in full) for i in range(len(rows[0]))]

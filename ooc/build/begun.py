@@ -174,6 +174,7 @@ def plan_as_begun(
         factory=before.factory,
         seed=before.seed,
         copy_vectors="always" if before.copy_vectors else "never",
+        copy_dtype=before.copy_dtype,
         spill="on" if before.spill else "off",
         on_bad=before.on_bad,
     )

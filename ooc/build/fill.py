@@ -17,34 +17,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import xxhash
 
+from ooc.build.copies import Copied, Copies, copy_record
 from ooc.build.plan import Plan
 from ooc.build.rows import prepare
-from ooc.build.sample import bad_rows_error, npy_header
+from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Numbered, Shard, format_numbers, shards_done
 from ooc.build.sizes import BLOCK_ROWS, COPY_BYTES
 from ooc.build.train import Template
 from ooc.build.workers import Pool, in_order, workers
-from ooc.durable import DurableFile, RowsFile, as_bytes, make_directory, write_json
+from ooc.durable import DurableFile, make_directory, write_json
 from ooc.errors import DataError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import BuildLayout
 from ooc.index.lists import write_sorted
 from ooc.index.lock import holder, lease
-from ooc.stores.base import Block, Store, as_float32
-from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
+from ooc.stores.base import Block, Store
+from ooc.types import BytesArray, IntArray
 
-__all__ = ["Shard", "copy_dtype", "fill", "report", "shards_done"]
+__all__ = ["Shard", "fill", "report", "shards_done"]
 
 #: How often a process looks whether a shard that another one holds is there.
 _LOOK_SECONDS = 0.5
-
-
-def copy_dtype(plan: Plan) -> np.dtype[np.generic]:
-    """The dtype of the index's own rows: the store's, or float32 where an ``.npy`` has no such dtype."""
-    exact = plan.dtype in ("float32", "float16", "int8", "uint8")
-    return np.dtype(plan.dtype if exact else "float32")
 
 
 def fill(
@@ -85,7 +79,8 @@ def fill(
     Raises
     ------
     DataError
-        At a row with NaN or infinity where the plan says to stop there. Shards done before stay.
+        At a row with NaN or infinity where the plan says to stop there, or that the copy's dtype
+        cannot hold. Shards done before stay.
     ArgumentError
         One of ``shards`` does not exist.
     """
@@ -144,7 +139,7 @@ class _Filling:
         plan: Plan,
         template: Template,
         build: BuildLayout,
-        copies: RowsFile | None,
+        copies: Copies | None,
         pool: Pool,
         at: Stage,
         counted: int,
@@ -197,20 +192,18 @@ def report(shards: list[Shard], at: Stage, *, whole: bool) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _copy(plan: Plan, build: BuildLayout) -> Iterator[RowsFile | None]:
-    """The file of the index's own rows, where it keeps any."""
+def _copy(plan: Plan, build: BuildLayout) -> Iterator[Copies | None]:
+    """The files of the index's own rows, where it keeps any."""
     if not plan.copy_vectors:
         yield None
         return
-    dtype = copy_dtype(plan)
     make_directory(build.segment.root)
-    header = npy_header((plan.n, plan.d), dtype)
     with lease(build.copy_lease, wait=True):
-        file = RowsFile(build.segment.vectors, header, plan.n * plan.d * dtype.itemsize)
+        copies = Copies(plan, build.segment)
     try:
-        yield file
+        yield copies
     finally:
-        file.close()
+        copies.close()
 
 
 def _pieces(store: Store, plan: Plan, begin: int, end: int, stop: threading.Event | None) -> Iterator[Block]:
@@ -230,18 +223,15 @@ class _Encoded:
     codes: BytesArray
     bad: IntArray
     zeros: int
-    checksum: str | None
+    copied: Copied | None
 
 
-def _encode(block: Block, plan: Plan, template: Template, copies: RowsFile | None) -> _Encoded:
+def _encode(block: Block, plan: Plan, template: Template, copies: Copies | None) -> _Encoded:
     """All the work on one block of rows, by one thread while the block is in its cache."""
+    # The copy first: what it takes is free again before encoding takes more.
+    copied = None if copies is None else copies.write(block.start, block.rows)
     prepared = prepare(block.rows, plan.metric)
     list_nos, codes = template.encode(prepared.x, spill=plan.spill)
-    checksum = None
-    if copies is not None:
-        rows = _copied(block.rows, plan)
-        copies.write(block.start * rows.shape[1] * rows.dtype.itemsize, rows)
-        checksum = xxhash.xxh3_128_hexdigest(as_bytes(rows))
     return _Encoded(
         start=block.start,
         count=len(block.rows),
@@ -249,13 +239,8 @@ def _encode(block: Block, plan: Plan, template: Template, copies: RowsFile | Non
         codes=codes,
         bad=prepared.bad,
         zeros=prepared.zeros,
-        checksum=checksum,
+        copied=copied,
     )
-
-
-def _copied(rows: AnyArray, plan: Plan) -> FloatArray | AnyArray:
-    dtype = copy_dtype(plan)
-    return as_float32(rows) if dtype.name == "float32" else np.ascontiguousarray(rows, dtype=dtype)
 
 
 class _Making:
@@ -268,7 +253,7 @@ class _Making:
         self._list_nos = np.empty((stop - start, plan.lists_per_row), np.int32)
         self._bad: list[IntArray] = []
         self._zeros = 0
-        self._checksums: list[str] = []
+        self._copied: list[Copied] = []
         #: Rows read so far.
         self.read = 0
 
@@ -278,15 +263,15 @@ class _Making:
         self._list_nos[at] = block.list_nos
         self.read += block.count
         self._zeros += block.zeros
-        if block.checksum is not None:
-            self._checksums.append(block.checksum)
+        if block.copied is not None:
+            self._copied.append(block.copied)
         if len(block.bad):
             self._bad.append(block.bad + block.start)
             if self._plan.on_bad == "stop":
                 count = sum(map(len, self._bad))
                 raise bad_rows_error(store, int(self._bad[0][0]), count)
 
-    def write(self, build: BuildLayout, copies: RowsFile | None) -> None:
+    def write(self, build: BuildLayout, copies: Copies | None) -> None:
         """Make the rows read so far durable: copied rows, lists, then the record."""
         if copies is not None:
             copies.flush()
@@ -314,6 +299,6 @@ class _Making:
             "first_skipped": int(bad[0]) if len(bad) else -1,
             "zeros": self._zeros,
             "checksums": checksums,
-            "row_checksums": self._checksums,
+            **copy_record(self._copied),
         }
         write_json(path.with_suffix(".json"), record)

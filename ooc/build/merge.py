@@ -13,6 +13,7 @@ import threading
 
 import numpy as np
 
+from ooc.build.copies import copy_error
 from ooc.build.fill import Shard
 from ooc.build.plan import Plan
 from ooc.build.sizes import COPY_BYTES
@@ -68,6 +69,8 @@ def merge(
         sizes, checksums = _merge_lists(shards, codec, segment, at, stop)
         if plan.copy_vectors:
             checksums[segment.vectors.name] = [c for shard in shards for c in shard.row_checksums]
+        if plan.copy_dtype == "int8":
+            checksums[segment.scales.name] = [c for shard in shards for c in shard.scale_checksums]
         _write_record(segment, plan, shards, checksums)
         at.figures.update(bytes=total, **evenness(sizes))
 
@@ -119,6 +122,7 @@ def _write_record(
     ]
     write_bytes(segment.checksums, "".join(lines).encode())
     names = [*checksums, segment.checksums.name]
+    loss = {} if plan.copy_dtype == "store" else {"copy_error": copy_error(shards)}
     write_json(
         segment.record,
         {
@@ -127,6 +131,7 @@ def _write_record(
             "entries": sum(shard.entries for shard in shards),
             "skipped_rows": sum(shard.skipped for shard in shards),
             "zero_rows": sum(shard.zeros for shard in shards),
+            **loss,
             "bytes": {name: (segment.root / name).stat().st_size for name in names},
         },
     )

@@ -51,7 +51,7 @@ from ooc.build.train import train as train_template
 from ooc.durable import make_directory, remove_tree
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
-from ooc.index.layout import SPILL, Header, Layout
+from ooc.index.layout import Header, Layout
 from ooc.index.lock import holder, publisher
 from ooc.index.segment import Segment
 from ooc.mapping import private_bytes, release_free_memory
@@ -217,8 +217,8 @@ class _Run:
             return self.nothing_to_do()
         share = divided(plan)
         check_room(self.layout, plan, scratch)
-        features = frozenset({SPILL} if plan.spill else ())
-        self.layout.claim(Header(d=plan.d, metric=plan.metric, features=features))  # refuses what is not ours
+        # Refuses what is not ours.
+        self.layout.claim(Header(d=plan.d, metric=plan.metric, features=plan.features))
         with publisher(self.layout.lock):
             if self.layout.live() is not None:  # another process was quicker
                 return self.nothing_to_do()

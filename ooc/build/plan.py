@@ -20,10 +20,11 @@ from typing import Any, Self, get_args
 from ooc import engine
 from ooc.build.factory import parse_factory
 from ooc.build.reuse import reusable
-from ooc.build.sizes import Sizes
+from ooc.build.sizes import Sizes, copied_dtype
 from ooc.errors import ArgumentError, PlanError, ResourceError
+from ooc.index.layout import SCALED, SPILL
 from ooc.stores import Store, open_store
-from ooc.types import METRICS, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
+from ooc.types import METRICS, CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
 from ooc.units import DEFAULT_MEMORY, format_bytes, parse_bytes
 
 __all__ = [
@@ -69,6 +70,8 @@ class Plan:
         What the build takes on disk besides while it runs.
     template : str
         Digest of the template that is reused; empty where one is trained.
+    copy_dtype : str
+        Of the index's own rows: ``"store"``, ``"float16"`` or ``"int8"``.
     """
 
     store: str
@@ -96,6 +99,7 @@ class Plan:
     index_bytes: Mapping[str, int]
     scratch_bytes: int
     template: str = ""
+    copy_dtype: CopyDtype = "store"
 
     @property
     def digest(self) -> str:
@@ -106,7 +110,14 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of the index."""
         reused = {"template": self.template} if self.template else {}
-        return {key: getattr(self, key) for key in _IDENTITY} | reused
+        copied = {"copy_dtype": self.copy_dtype} if self.copy_dtype != "store" else {}
+        return {key: getattr(self, key) for key in _IDENTITY} | reused | copied
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What a reader of the index has to know beside its format version."""
+        has = {SPILL: self.spill, SCALED: self.copy_dtype == "int8"}
+        return frozenset(name for name, there in has.items() if there)
 
     @property
     def lists_per_row(self) -> int:
@@ -160,6 +171,7 @@ def plan(
     shard_rows: int | None = None,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
+    copy_dtype: CopyDtype = "store",
     spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
@@ -186,7 +198,11 @@ def plan(
         Default: the processors this process may use.
     copy_vectors : {"auto", "always", "never"}
         Whether the index keeps its own rows for exact re-ranking. ``auto``: where the store cannot
-        be memory-mapped.
+        be memory-mapped, or ``copy_dtype`` asks for another dtype than the store's.
+    copy_dtype : {"store", "float16", "int8"}
+        Of those rows, in which exact distances are then computed: as the store has them, or rounded
+        to nearest. ``int8`` has one float32 scale a row. What is lost is measured while the index is
+        built; see ``ooc help stores``.
     spill : {"off", "on"}
         Whether each row is in a second list too, chosen as SOAR does (arXiv 2404.00774): twice the
         bytes of lists. Whether a query then reads more or fewer of them for the same recall depends
@@ -205,7 +221,8 @@ def plan(
         The store is missing or is not a 2-d array of vectors.
     PlanError
         The memory is too small for any plan (the message has the least that works), the code
-        cannot live on disk, or the template is for other vectors.
+        cannot live on disk, ``copy_dtype`` is no smaller than the store's, or the template is for
+        other vectors.
     ResourceError
         The disk of ``index`` has too little room.
     ArgumentError
@@ -219,6 +236,7 @@ def plan(
         shard_rows=shard_rows,
         threads=threads,
         copy_vectors=copy_vectors,
+        copy_dtype=copy_dtype,
         spill=spill,
         on_bad=on_bad,
         template=template,
@@ -241,6 +259,7 @@ class Options:
     shard_rows: int | None = None
     threads: int | None = None
     copy_vectors: CopyVectors = "auto"
+    copy_dtype: CopyDtype = "store"
     spill: Spill = "off"
     on_bad: OnBad = "stop"
     template: PathOrStr | None = None
@@ -249,12 +268,20 @@ class Options:
         for name, allowed in (
             ("metric", METRICS),
             ("copy_vectors", get_args(CopyVectors)),
+            ("copy_dtype", get_args(CopyDtype)),
             ("spill", get_args(Spill)),
             ("on_bad", get_args(OnBad)),
         ):
             value = getattr(self, name)
             if value not in allowed:
                 raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, not {value!r}", kind=name)
+        if self.copy_vectors == "never" and self.copy_dtype != "store":
+            raise ArgumentError(
+                f"copy_dtype={self.copy_dtype!r} is of the rows that the index keeps, "
+                "and with copy_vectors='never' it keeps none",
+                kind="copy_dtype",
+                hint="Leave one of the two out.",
+            )
         if not 0 <= self.seed < 2**31:
             raise ArgumentError(f"seed must be from 0 to 2**31 - 1, not {self.seed}", kind="seed")
         for name in ("shard_rows", "threads"):
@@ -277,7 +304,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
     threads = options.threads or available_threads()
     memory_bytes = parse_bytes(options.memory)
     made = parse_factory(options.factory, n=n, d=opened.d, metric=options.metric)
-    copies = not opened.mapped if options.copy_vectors == "auto" else options.copy_vectors == "always"
+    copies, copy_dtype = _copies(opened, options)
     spill = options.spill == "on"
     if spill and made.nlist < 2:
         raise PlanError(
@@ -303,6 +330,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         sample_rows=sizes.sample_rows if reused is None else reused.sample_rows,
         seed=options.seed,
         copy_vectors=copies,
+        copy_dtype=copy_dtype,
         spill=spill,
         on_bad=options.on_bad,
         memory_bytes=memory_bytes,
@@ -310,10 +338,29 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         block_rows=block_rows,
         shard_rows=shard_rows,
         memory_by_stage=sizes.memory(block_rows, shard_rows),
-        index_bytes=sizes.on_disk(copies),
+        index_bytes=sizes.on_disk(copy_dtype if copies else None),
         scratch_bytes=sizes.scratch(),
         template="" if reused is None else reused.digest,
     )
+
+
+def _copies(opened: Store, options: Options) -> tuple[bool, CopyDtype]:
+    """Whether the index keeps rows of its own, and of which dtype."""
+    asked, stored = options.copy_dtype, opened.dtype.name
+    if options.copy_vectors == "auto":
+        copies = asked != "store" or not opened.mapped
+    else:
+        copies = options.copy_vectors == "always"
+    if asked in ("store", stored):
+        return copies, "store"
+    if copied_dtype(stored, asked).itemsize >= copied_dtype(stored, "store").itemsize:
+        raise PlanError(
+            f"a copy as {asked} is wanted, and the rows of {opened.uri or 'the array'} are {stored}: "
+            "that loses digits and is no smaller",
+            kind="copy_dtype",
+            hint="Leave --copy-dtype out: the copy has the store's dtype then.",
+        )
+    return copies, asked
 
 
 def available_threads() -> int:

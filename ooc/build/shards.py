@@ -27,7 +27,9 @@ __all__ = ["Numbered", "Shard", "format_numbers", "parse_numbers", "shards_done"
 class Shard:
     """What a shard's record says.
 
-    ``row_checksums`` has one XXH3-128 for each 1024 rows that were copied, in order.
+    ``row_checksums`` has one XXH3-128 for each 1024 rows that were copied, in order; ``scale_checksums``
+    the same of their scales, where they have any; ``copy_loss`` the sums of their squared errors and of
+    their squares, where the copy is not exact.
     """
 
     path: Path
@@ -39,6 +41,8 @@ class Shard:
     zeros: int
     checksums: list[str]
     row_checksums: list[str]
+    scale_checksums: list[str]
+    copy_loss: list[tuple[float, float]]
 
     @property
     def rows(self) -> int:
@@ -87,6 +91,9 @@ def _read(path: Path) -> Shard | None:
         zeros=record["zeros"],
         checksums=record["checksums"],
         row_checksums=record["row_checksums"],
+        # Shards that an earlier version filled have no copy that would need these.
+        scale_checksums=record.get("scale_checksums", []),
+        copy_loss=[(error, square) for error, square in record.get("copy_loss", [])],
     )
 
 

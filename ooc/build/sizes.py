@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory
 from ooc.build.kmeans import KEPT_BYTES
 from ooc.errors import PlanError
 from ooc.stores import Store
+from ooc.types import CopyDtype
 from ooc.units import MIB, format_bytes
 
-__all__ = ["BATCH_BYTES", "BLOCK_ROWS", "COPY_BYTES", "Sizes", "code_training_rows"]
+__all__ = ["BATCH_BYTES", "BLOCK_ROWS", "COPY_BYTES", "Sizes", "code_training_rows", "copied_dtype"]
 
 #: Rows that are assigned and encoded together. Fixed: the last bits of a matrix product change with
 #: its shape, and the same rows must give the same bytes under every budget.
@@ -42,6 +45,14 @@ BATCH_BYTES = 16 * MIB
 def code_training_rows(sample_rows: int, d: int) -> int:
     """Rows of the sample that transforms and code are trained on: enough for both, few in memory."""
     return min(sample_rows, 65_536, max(32 * MIB // (4 * d), 256 * 39))
+
+
+def copied_dtype(stored: str, copy: CopyDtype) -> np.dtype[np.generic]:
+    """The dtype of the index's own rows; for ``store`` float32 where an ``.npy`` has no such dtype."""
+    if copy == "store":
+        copied = stored if stored in ("float32", "float16", "int8", "uint8") else "float32"
+        return np.dtype(copied)
+    return np.dtype(copy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,20 +152,21 @@ class Sizes:
             shard_rows = max(least_shard, min(rows, whole, _SHARD_MOST_ROWS))
         return block_rows, shard_rows
 
-    def on_disk(self, copies: bool) -> dict[str, int]:
-        """Bytes of the finished index by part."""
+    def on_disk(self, copies: CopyDtype | None) -> dict[str, int]:
+        """Bytes of the finished index by part; ``copies`` says how it keeps rows of its own, if any."""
         n, nlist = self.n, self.factory.nlist
         header = nlist * (4 * self.factory.d_code + 3 * 8) + (1 << 16)
         if self.factory.graph:
             header += 4 * 2 * 32 * nlist
-        dtype_bytes = 4 if self.store.dtype.name in ("float64", "bfloat16") else self.store.dtype.itemsize
         parts = {
             "lists": n * self._lists * (self.factory.code_size + 8),
             "header": header,
             "template": header + nlist * 4 * self.store.d,
         }
-        if copies:
-            parts["vectors"] = n * self.store.d * dtype_bytes
+        if copies is not None:
+            parts["vectors"] = n * self.store.d * copied_dtype(self.store.dtype.name, copies).itemsize
+        if copies == "int8":
+            parts["scales"] = n * 4
         return parts
 
     def scratch(self) -> int:

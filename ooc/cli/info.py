@@ -69,10 +69,22 @@ def _index(info: Mapping[str, Any]) -> list[str]:
                 ),
                 ("generation", f"{info['generation']}, format {info['format_version']}"),
                 ("store", f"{store['uri'] or 'array in memory'} ({store['format']}, {mapped}){reach}"),
+                *_copy(info),
                 ("search default", f"nprobe {defaults['nprobe']}, rerank {defaults['rerank']}"),
             ]
         ),
     ]
+
+
+def _copy(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the index's own rows are, where it keeps any."""
+    plan = info["plan"]
+    if not plan["copy_vectors"]:
+        return []
+    if "copy_error" not in info["segments"][0]:
+        return [("own rows", "a copy in the store's dtype")]
+    error = 100 * info["segments"][0]["copy_error"]
+    return [("own rows", f"{plan['copy_dtype']} copy, relative error {error:.2g} %")]
 
 
 def _lists(sizes: Mapping[str, Any], width: int) -> list[str]:

@@ -76,7 +76,14 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "always", "never"),
         default="auto",
         help="whether the index keeps its own rows for exact re-ranking; "
-        "auto: where the store cannot be mapped",
+        "auto: where the store cannot be mapped, or --copy-dtype is given",
+    )
+    add(
+        "--copy-dtype",
+        choices=("store", "float16", "int8"),
+        default="store",
+        help="dtype of those rows: as in the store, or smaller with a loss that is measured; "
+        "int8 has a scale for each row",
     )
     add(
         "--spill",
@@ -117,6 +124,7 @@ def plan_options(args: argparse.Namespace) -> dict[str, Any]:
         "shard_rows",
         "threads",
         "copy_vectors",
+        "copy_dtype",
         "spill",
         "on_bad",
         "template",

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
 def describe(plan: Plan) -> list[str]:
     """The plan as lines of text."""
     rerank = "the index's own copy of the rows" if plan.copy_vectors else "the store"
+    if plan.copy_dtype != "store":
+        rerank += f" as {plan.copy_dtype}, whose loss `ooc info` shows once it is built"
     stages = list(plan.memory_by_stage.items())
     nlist, each = (format_count(m) for m in (plan.nlist, plan.n * plan.lists_per_row / plan.nlist))
     return [
@@ -115,7 +117,7 @@ def advice(plan: Plan) -> list[str]:
     near = [stage for stage, size in plan.memory_by_stage.items() if size > 0.95 * plan.memory_bytes]
     if near and plan.shards > 8:
         notes.append(f"The budget makes {plan.shards} shards; more memory makes fewer, and merging quicker.")
-    if plan.copy_vectors and plan.mapped:
+    if plan.copy_vectors and plan.mapped and plan.copy_dtype == "store":
         notes.append(
             "The store can be mapped, so the index needs no copy of the rows as long as the store stays "
             "where it is."

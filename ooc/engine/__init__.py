@@ -24,6 +24,7 @@ from ooc.engine.codec import (
 )
 from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Nearest
+from ooc.engine.select import Selector
 
 __all__ = [
     "ID_BYTES",
@@ -32,6 +33,7 @@ __all__ = [
     "DiskLists",
     "Exact",
     "Nearest",
+    "Selector",
     "check_platform",
     "code_bytes",
     "one_thread",

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
 from ooc.engine.codec import ID_BYTES, Codec, check_platform, read_index, vectors
+from ooc.engine.select import Selector
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray
 
 __all__ = ["DiskLists"]
+
+
+def _parameters(nprobe: int, selector: Selector | None) -> Any:
+    if selector is None:
+        return faiss.SearchParametersIVF(nprobe=nprobe)
+    return faiss.SearchParametersIVF(nprobe=nprobe, sel=selector.native)
 
 
 class DiskLists:
@@ -108,11 +116,17 @@ class DiskLists:
         return distances, lists
 
     def scan(
-        self, y: FloatArray, list_nos: IntArray, coarse: FloatArray, k: int
+        self,
+        y: FloatArray,
+        list_nos: IntArray,
+        coarse: FloatArray,
+        k: int,
+        selector: Selector | None = None,
     ) -> tuple[FloatArray, IntArray]:
         """The ``k`` best rows by code in the given lists of each query: ``(nq, k)`` distances and ids.
 
-        Distances are those of the code; ids are -1 where there are fewer than ``k``.
+        Distances are those of the code; ids are -1 where there are fewer than ``k`` that the selector
+        allows. List numbers of -1 are passed over.
         """
         y = vectors(y, self.d_code)
         nq, nprobe = list_nos.shape
@@ -120,7 +134,7 @@ class DiskLists:
         coarse = np.ascontiguousarray(coarse, dtype=np.float32)
         distances = np.empty((nq, k), np.float32)
         ids = np.empty((nq, k), np.int64)
-        params = faiss.SearchParametersIVF(nprobe=nprobe)
+        params = _parameters(nprobe, selector)
         self._ivf.search_preassigned_c(
             nq,
             faiss.swig_ptr(y),
@@ -135,7 +149,12 @@ class DiskLists:
         return distances, ids
 
     def range_scan(
-        self, y: FloatArray, list_nos: IntArray, coarse: FloatArray, radius: float
+        self,
+        y: FloatArray,
+        list_nos: IntArray,
+        coarse: FloatArray,
+        radius: float,
+        selector: Selector | None = None,
     ) -> tuple[IntArray, FloatArray, IntArray]:
         """All rows within ``radius`` by code in the given lists: faiss's ``lims, D, I``."""
         y = vectors(y, self.d_code)
@@ -143,7 +162,7 @@ class DiskLists:
         lists = np.ascontiguousarray(list_nos, dtype=np.int64)
         coarse = np.ascontiguousarray(coarse, dtype=np.float32)
         result = faiss.RangeSearchResult(nq)
-        params = faiss.SearchParametersIVF(nprobe=nprobe)
+        params = _parameters(nprobe, selector)
         self._ivf.range_search_preassigned_c(
             nq,
             faiss.swig_ptr(y),

@@ -5,7 +5,8 @@
       CURRENT                  the number of the live generation; replaced atomically
       lock                     one publisher at a time; fillers have leases of their shards
       template/                template.faiss  centroids.npy  train.json
-      segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  blocks.xxh3  segment.json
+      segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  [scales.npy]
+                               blocks.xxh3  segment.json
       generations/<n>.json     segments, store, plan
       generations/<n>.report.json   times and figures of the build that made it
       build/<digest>/          the build in the making; gone once it is published
@@ -24,7 +25,7 @@ from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
 
-__all__ = ["FORMAT_VERSION", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
+__all__ = ["FORMAT_VERSION", "SCALED", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
 
 #: Raised when a reader of the version before could give wrong answers.
 FORMAT_VERSION = 1
@@ -32,8 +33,11 @@ FORMAT_VERSION = 1
 #: The feature of an index whose rows are in two lists each: its lists hold every id twice.
 SPILL = "spill"
 
+#: The feature of an index whose own rows are int8 with a scale each: without it they mean nothing.
+SCALED = "scaled-rows"
+
 #: What this version can read; a directory that asks for another is refused, not misread.
-_KNOWN_FEATURES = frozenset({SPILL})
+_KNOWN_FEATURES = frozenset({SPILL, SCALED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +269,10 @@ class SegmentLayout:
     @property
     def vectors(self) -> Path:
         return self.root / "vectors.npy"
+
+    @property
+    def scales(self) -> Path:
+        return self.root / "scales.npy"
 
     @property
     def checksums(self) -> Path:

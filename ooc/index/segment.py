@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from ooc.durable import read_json
-from ooc.engine import DiskLists
+from ooc.engine import DiskLists, Selector
 from ooc.errors import IndexDirError
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES
 from ooc.mapping import MappedFile
 from ooc.stores import Store, open_store
+from ooc.stores.npy import open_npy
+from ooc.stores.scaled import ScaledStore
 from ooc.types import FloatArray, IntArray
 
 __all__ = ["Segment"]
@@ -55,7 +57,7 @@ class Segment:
         if not isinstance(expected, dict):
             raise IndexDirError(f"{self.layout.record} is damaged", kind="index-damaged")
         for name, size in expected.items():
-            if name not in ("index.faiss", "lists.ivfdata", "vectors.npy", "blocks.xxh3"):
+            if name not in ("index.faiss", "lists.ivfdata", "vectors.npy", "scales.npy", "blocks.xxh3"):
                 raise IndexDirError(f"{self.layout.record} names a file {name!r}", kind="index-damaged")
             path = self.layout.root / name
             try:
@@ -74,8 +76,15 @@ class Segment:
                 )
 
     def open_vectors(self) -> Store | None:
-        """The rows that the index keeps itself, by row number; None where it keeps none."""
-        return open_store(self.layout.vectors) if "vectors.npy" in self.record["bytes"] else None
+        """The rows that the index keeps itself, by row number; None where it keeps none.
+
+        Those with scales come as float32.
+        """
+        if "vectors.npy" not in self.record["bytes"]:
+            return None
+        if "scales.npy" in self.record["bytes"]:
+            return ScaledStore(open_npy(self.layout.vectors), open_npy(self.layout.scales))
+        return open_store(self.layout.vectors)
 
     def transform(self, x: FloatArray) -> FloatArray:
         """Queries ``(nq, d)`` as the code sees them."""
@@ -99,16 +108,29 @@ class Segment:
             self._file.will_need(first, last - first)
 
     def scan(
-        self, y: FloatArray, list_nos: IntArray, coarse: FloatArray, k: int
+        self,
+        y: FloatArray,
+        list_nos: IntArray,
+        coarse: FloatArray,
+        k: int,
+        selector: Selector | None = None,
     ) -> tuple[FloatArray, IntArray]:
-        """The ``k`` best rows by code in the given lists: ``(nq, k)``; ids -1 where there are fewer."""
-        return self._lists.scan(y, list_nos, coarse, k)
+        """The ``k`` best rows by code in the given lists, of those that the selector allows: ``(nq, k)``.
+
+        Ids are -1 where there are fewer.
+        """
+        return self._lists.scan(y, list_nos, coarse, k, selector)
 
     def range_scan(
-        self, y: FloatArray, list_nos: IntArray, coarse: FloatArray, radius: float
+        self,
+        y: FloatArray,
+        list_nos: IntArray,
+        coarse: FloatArray,
+        radius: float,
+        selector: Selector | None = None,
     ) -> tuple[IntArray, FloatArray, IntArray]:
-        """All rows within ``radius`` by code in the given lists: ``lims, D, I``."""
-        return self._lists.range_scan(y, list_nos, coarse, radius)
+        """All rows within ``radius`` by code in the given lists that the selector allows: ``lims, D, I``."""
+        return self._lists.range_scan(y, list_nos, coarse, radius, selector)
 
     def ids(self, list_nos: IntArray) -> IntArray:
         """The ids in the given lists (numbers below 0 are passed over), one list after the other."""

@@ -8,10 +8,12 @@ distance computed from the difference (l2) or the product (ip, cosine) of the tw
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from ooc.stores.base import Store, as_float32
-from ooc.types import FloatArray, IntArray, Metric
+from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.vectors import normalise
 
 __all__ = ["best", "distances", "exhaustive", "merge_best", "once", "worst"]
@@ -20,6 +22,8 @@ __all__ = ["best", "distances", "exhaustive", "merge_best", "once", "worst"]
 _GATHER_BYTES = 16 * 1024 * 1024
 #: Rows read at a time where all are compared.
 _SWEEP_BYTES = 8 * 1024 * 1024
+#: Up to this part of the rows is gathered rather than read past.
+_FEW = 0.25
 #: A matrix product orders rows by distances with an error: this many more are computed exactly.
 _MARGIN = 64
 
@@ -114,6 +118,22 @@ def once(found: FloatArray, ids: IntArray, metric: Metric) -> tuple[FloatArray, 
     return found, ids
 
 
+def _allowed_rows(store: Store, allowed: IntArray, step: int) -> Iterator[tuple[IntArray, AnyArray]]:
+    """Ids and rows of what is allowed, at most ``step`` rows at a time."""
+    end = int(allowed[-1]) + 1 if len(allowed) else 0
+    if len(allowed) < _FEW * end:
+        for first in range(0, len(allowed), step):
+            ids = allowed[first : first + step]
+            yield ids, store.take(ids)
+        return
+    for block in store.blocks(step, stop=end):
+        first, last = np.searchsorted(allowed, (block.start, block.start + len(block.rows)))
+        if first == last:
+            continue
+        ids = allowed[first:last]
+        yield ids, block.rows if len(ids) == len(block.rows) else block.rows[ids - block.start]
+
+
 def merge_best(
     one: tuple[FloatArray, IntArray], two: tuple[FloatArray, IntArray], k: int, metric: Metric
 ) -> tuple[FloatArray, IntArray]:
@@ -126,19 +146,17 @@ def exhaustive(
 ) -> tuple[FloatArray, IntArray]:
     """The ``k`` nearest of the rows ``allowed`` (ascending ids) by comparing all of them.
 
-    The store is read front to back once, in blocks.
+    Where they are many the store is read front to back once, in blocks; few rows are gathered. Rows
+    with NaN or infinity, which no index holds, are passed over.
     """
     keep = k + _MARGIN
     result = np.full((len(xq), 0), 0, np.float32), np.full((len(xq), 0), -1, np.int64)
     step = max(1, _SWEEP_BYTES // max(store.row_bytes, 4 * len(xq)))
-    end = int(allowed[-1]) + 1 if len(allowed) else 0
-    for block in store.blocks(step, stop=end):
-        first, last = np.searchsorted(allowed, (block.start, block.start + len(block.rows)))
-        if first == last:
-            continue
-        ids = allowed[first:last]
-        rows = block.rows if len(ids) == len(block.rows) else block.rows[ids - block.start]
+    for ids, rows in _allowed_rows(store, allowed, step):
         x = as_float32(rows)
+        finite = np.isfinite(x).all(axis=1)
+        if not finite.all():
+            x, ids = x[finite], ids[finite]
         if metric == "cosine":
             x, _ = normalise(x)
         scores = xq @ x.T

@@ -9,7 +9,6 @@ before it is needed, many at once.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -17,15 +16,18 @@ from typing import Any, Self
 import numpy as np
 
 from ooc.durable import read_json
-from ooc.errors import ArgumentError, ConflictError, DataError, IndexDirError, OocError, StoreError
+from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.layout import Layout
-from ooc.index.lists import evenness
+from ooc.index.lists import ID_BYTES
 from ooc.index.segment import Segment
 from ooc.search.exact import best, distances, exhaustive, once
-from ooc.stores import Store, open_store
+from ooc.search.filters import Filter
+from ooc.search.info import figures
+from ooc.search.queries import as_queries, check_at_least
+from ooc.search.source import Source
+from ooc.search.widen import AllowedInLists, compares_all, widened
 from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, PathOrStr, StoreLike
-from ooc.vectors import normalise
 
 __all__ = ["Index", "open_index"]
 
@@ -87,14 +89,10 @@ class Index:
             )
         self.generation = number
         self._record = read_json(layout.generation(number), what=f"generation {number}")
-        self._lock = threading.Lock()
-        self._rows: Store | None = None
         self._segment: Segment | None = None
         names = [segment["name"] for segment in self._record["segments"]]
         self._open_segment(names, header.lists_per_row)
-        if store is not None:
-            with self._lock:
-                self._rows = self._checked(open_store(store))
+        self._source = Source(str(layout.root), self._record, self._opened(), store)
 
     def _open_segment(self, names: list[str], lists_per_row: int) -> None:
         if len(names) != 1 or not names[0].isalnum():
@@ -123,9 +121,15 @@ class Index:
         return max(100, 10 * k)
 
     def search(
-        self, xq: AnyArray, k: int = 10, *, nprobe: int | None = None, rerank: int | None = None
+        self,
+        xq: AnyArray,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filter: object | None = None,  # noqa: A002 - the field's word
     ) -> tuple[FloatArray, IntArray]:
-        """The ``k`` nearest rows of each query.
+        """The ``k`` nearest rows of each query, of those that a filter allows.
 
         Parameters
         ----------
@@ -140,6 +144,11 @@ class Index:
             Candidates that the codes propose and that are re-ranked by exact distance; 0 for none:
             then the distances are those of the codes, and the store is not needed. At least ``k``
             where it is not 0.
+        filter : optional
+            Rows that may be returned: a boolean mask, one for each row of the store; ids; a ``range``; a
+            roaring bitmap; or what ``filter`` made of one of these. As many as ``k`` are found wherever
+            so many are allowed: more lists are probed than ``nprobe``, and few allowed rows are all
+            compared. See ``ooc help filters``.
 
         Returns
         -------
@@ -154,61 +163,142 @@ class Index:
         DataError
             Queries of another shape or dtype, or with NaN or infinity.
         ArgumentError
-            ``k`` or ``nprobe`` below 1, ``rerank`` below 0.
+            ``k`` or ``nprobe`` below 1, ``rerank`` below 0, or a filter that is none.
         StoreError
             Rows are needed and their store is gone; see ``rerank=0`` and ``open_index(store=)``.
         """
-        queries = self._queries(xq)
+        queries = as_queries(xq, self.d, self.metric)
         segment = self._opened()
         nprobe = self._nprobe(nprobe)
-        _check_at_least("k", k, 1)
+        check_at_least("k", k, 1)
         if rerank is None:
             rerank = self.default_rerank(k)
-        _check_at_least("rerank", rerank, 0)
-        candidates = min(max(rerank, k), self.n) if rerank else min(k, self.n)
+        check_at_least("rerank", rerank, 0)
+        allowed = self._allowed(filter)
+        most = self.n if allowed is None else allowed.count
+        candidates = min(max(rerank, k), most) if rerank else min(k, most)
         found = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
         # Every row of every list: the store is read once for all queries of a batch.
-        every_row = bool(rerank) and nprobe == self.nlist and candidates == self.n
-        held = _BATCH_CANDIDATES // (candidates * self.lists_per_row)
+        every_row = bool(rerank) and nprobe == self.nlist and candidates == most
+        if allowed is not None and rerank:
+            every_row |= self._compares_all(allowed, nprobe, candidates, len(queries))
+        held = _BATCH_CANDIDATES // max(candidates * self.lists_per_row, 1)
         step = _BATCH_QUERIES if every_row else max(1, min(_BATCH_QUERIES, held))
-        if every_row and len(queries):
-            allowed = np.unique(segment.ids(np.arange(self.nlist)))
-            self._see_ids(allowed)
+        rows = self._rows_of(allowed) if every_row and len(queries) else None
+        counted = None if allowed is None else AllowedInLists(allowed, segment.sizes, self._soon_ids)
         for first in range(0, len(queries), step):
             some = queries[first : first + step]
-            if every_row:
-                result = exhaustive(some, k, self._vectors(), self.metric, allowed)
+            if rows is not None:
+                result = exhaustive(some, k, self._source.rows(), self.metric, rows)
             else:
-                result = self._two_stages(some, k, nprobe, candidates, exact=bool(rerank))
+                result = self._two_stages(
+                    some, k, nprobe, candidates, exact=bool(rerank), allowed=allowed, counted=counted
+                )
             found[first : first + step], ids[first : first + step] = result
         return found, ids
 
+    def filter(self, allowed: object) -> Filter:
+        """What ``filter=`` of a search may be given, made ready once for many searches.
+
+        Raises
+        ------
+        ArgumentError
+            It is no mask, ids, range or bitmap, or not of this index.
+        """
+        return Filter.of(allowed, self._id_end)
+
+    def _allowed(self, filter: object | None) -> Filter | None:  # noqa: A002
+        """The filter that was given, None where it allows all."""
+        if filter is None:
+            return None
+        allowed = self.filter(filter)
+        return None if allowed.count == self._id_end else allowed
+
+    def _compares_all(self, allowed: Filter, nprobe: int, candidates: int, queries: int) -> bool:
+        segment = self._opened()
+        return compares_all(
+            allowed.count,
+            self.n,
+            nprobe=nprobe,
+            nlist=self.nlist,
+            list_bytes=segment.entries * (segment.code_size + ID_BYTES) / self.nlist,
+            candidates=candidates,
+            row_bytes=self._source.rows().row_bytes,
+            queries=max(1, min(queries, _BATCH_QUERIES)),
+        )
+
+    def _rows_of(self, allowed: Filter | None) -> IntArray:
+        """Ids of all rows in the index, or of all that are allowed, ascending."""
+        if allowed is not None:
+            return allowed.ids()
+        rows = np.unique(self._opened().ids(np.arange(self.nlist)))
+        self._see_ids(rows)
+        return rows
+
+    def _soon_ids(self, list_nos: IntArray) -> IntArray:
+        """Ids of lists, which are asked for together."""
+        segment = self._opened()
+        segment.will_need(list_nos)
+        return segment.ids(list_nos)
+
+    def _lists(
+        self, y: FloatArray, nprobe: int, counted: AllowedInLists | None, entries: int
+    ) -> tuple[FloatArray, IntArray]:
+        """Distances and numbers of the lists to look into, which are asked for."""
+        segment = self._opened()
+        if counted is None:
+            coarse, lists = segment.coarse(y, nprobe)
+        else:
+            coarse, lists = widened(
+                y, segment.coarse, counted, nlist=self.nlist, nprobe=nprobe, entries=entries
+            )
+        segment.will_need(lists)
+        return coarse, lists
+
     def _two_stages(
-        self, queries: FloatArray, k: int, nprobe: int, candidates: int, *, exact: bool
+        self,
+        queries: FloatArray,
+        k: int,
+        nprobe: int,
+        candidates: int,
+        *,
+        exact: bool,
+        allowed: Filter | None,
+        counted: AllowedInLists | None,
     ) -> tuple[FloatArray, IntArray]:
         segment = self._opened()
         y = segment.transform(queries)
-        coarse, lists = segment.coarse(y, nprobe)
-        segment.will_need(lists)
-        found, ids = segment.scan(y, lists, coarse, candidates * self.lists_per_row)
+        entries = candidates * self.lists_per_row
+        coarse, lists = self._lists(y, nprobe, counted, entries)
+        if not lists.shape[1]:  # nothing is allowed
+            nothing = np.full((len(queries), 1), -1, np.int64)
+            return best(np.zeros(nothing.shape, np.float32), nothing, k, self.metric)
+        selector = None if allowed is None else allowed.selector()
+        found, ids = segment.scan(y, lists, coarse, entries, selector)
         self._see_ids(ids)
         if self.lists_per_row > 1:
             found, ids = best(*once(found, ids, self.metric), candidates, self.metric)
         if exact:
             # Ascending ids: rows of a query lie in the order of the store.
             ids = np.sort(ids, axis=1)
-            found = distances(queries, ids, self._vectors(), self.metric)
+            found = distances(queries, ids, self._source.rows(), self.metric)
         return best(found, ids, k, self.metric)
 
     def range_search(
-        self, xq: AnyArray, radius: float, *, nprobe: int | None = None, rerank: bool = True
+        self,
+        xq: AnyArray,
+        radius: float,
+        *,
+        nprobe: int | None = None,
+        rerank: bool = True,
+        filter: object | None = None,  # noqa: A002 - the field's word
     ) -> tuple[IntArray, FloatArray, IntArray]:
         """All rows of the probed lists within ``radius`` of each query.
 
         Parameters
         ----------
-        xq, nprobe
+        xq, nprobe, filter
             As for ``search``; with ``nprobe`` = nlist the result is exact.
         radius : float
             ``l2``: squared distances below it. ``ip``, ``cosine``: similarities above it.
@@ -223,24 +313,28 @@ class Index:
         ids : (lims[-1],) int64
             Query ``i`` has found ``ids[lims[i]:lims[i + 1]]``, best first: faiss's layout.
         """
-        queries = self._queries(xq)
+        queries = as_queries(xq, self.d, self.metric)
         segment = self._opened()
         nprobe = self._nprobe(nprobe)
         if not math.isfinite(radius):
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
+        allowed = self._allowed(filter)
+        counted = None if allowed is None else AllowedInLists(allowed, segment.sizes, self._soon_ids)
+        selector = None if allowed is None else allowed.selector()
         parts: list[tuple[FloatArray, IntArray]] = []
         for query in self._one_by_one(queries):
             y = segment.transform(query)
-            coarse, lists = segment.coarse(y, nprobe)
-            segment.will_need(lists)
-            if rerank:
+            coarse, lists = self._lists(y, nprobe, counted, 0)
+            if rerank or not lists.shape[1]:
                 ids = np.unique(segment.ids(lists[0]))
                 self._see_ids(ids)
-                found = distances(query, ids[None], self._vectors(), self.metric)[0]
+                if allowed is not None:
+                    ids = ids[allowed.contains(ids)]
+                found = distances(query, ids[None], self._source.rows(), self.metric)[0]
                 near = found < radius if self.metric == "l2" else found > radius
                 found, ids = found[near], ids[near]
             else:
-                _, found, ids = segment.range_scan(y, lists, coarse, radius)
+                _, found, ids = segment.range_scan(y, lists, coarse, radius, selector)
                 self._see_ids(ids)
                 if self.lists_per_row > 1:
                     found, ids = (a[0] for a in once(found[None], ids[None], self.metric))
@@ -267,86 +361,19 @@ class Index:
         StoreError
             The store is gone.
         """
-        return as_float32(self._vectors().take(np.asarray(ids)))
+        return as_float32(self._source.rows().take(np.asarray(ids)))
 
     def info(self) -> dict[str, Any]:
         """What the index is, as a JSON-ready mapping: sizes, lists, plan, training, store."""
-        segment = self._opened()
-        sizes = segment.sizes
-        even = evenness(sizes)
-        counts, edges = np.histogram(sizes, bins=min(20, max(1, int(sizes.max()) - int(sizes.min()))))
-        record = self._record
-        report_path = self._layout.report(self.generation)
-        report = read_json(report_path, what="the build's report") if report_path.exists() else None
         return {
-            "path": str(self._layout.root),
-            "format_version": self._layout.read_header().format_version,
-            "rows": self.n,
-            "lists_per_row": self.lists_per_row,
-            "d": self.d,
-            "metric": self.metric,
-            "factory": record["plan"]["factory"],
-            "nlist": self.nlist,
-            "code_size": segment.code_size,
-            "generation": self.generation,
-            "skipped_rows": record["skipped_rows"],
-            "zero_rows": record["zero_rows"],
-            "segments": [
-                {"name": entry["name"], "rows": entry["rows"], "bytes": segment.record["bytes"]}
-                for entry in record["segments"]
-            ],
-            "template_bytes": {
-                path.name: path.stat().st_size for path in sorted(self._layout.template.glob("*"))
-            },
-            "list_sizes": {
-                "min": int(sizes.min()),
-                "mean": even["mean"],
-                "max": even["largest"],
-                "weighted_mean": even["weighted_mean"],
-                "empty": even["empty"],
-                "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-            },
-            "plan": report["plan"] if report else record["plan"],
-            "train": read_json(self._layout.train_record, what="the template's record"),
-            "report": report,
-            "store": {**record["store"], "reachable": self._reachable()},
+            **figures(self._layout, self.generation, self._record, self._opened(), self._source),
             "defaults": {"nprobe": self.default_nprobe, "rerank": self.default_rerank(10)},
         }
-
-    def _reachable(self) -> bool:
-        try:
-            self._vectors()
-        except OocError:
-            return False
-        return True
-
-    def _queries(self, xq: AnyArray) -> FloatArray:
-        """Queries as ``(nq, d)`` float32, of unit length where the metric is cosine."""
-        array = np.asarray(xq)
-        if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-            raise DataError(f"queries must be numbers, not {array.dtype}", kind="query-dtype")
-        if array.ndim == 1:
-            array = array[None] if array.size else array.reshape(0, self.d)
-        if array.ndim != 2 or (array.shape[1] != self.d and array.size):
-            raise DataError(
-                f"queries have shape {array.shape}; this index takes (nq, {self.d})",
-                kind="query-shape",
-                hint="Use the model that made the indexed vectors.",
-            )
-        queries = as_float32(array.reshape(-1, self.d))
-        finite = np.isfinite(queries).all(axis=1)
-        if not finite.all():
-            raise DataError(
-                f"query {int(np.flatnonzero(~finite)[0])} holds NaN or infinity "
-                f"({int((~finite).sum())} of {len(queries)} queries do)",
-                kind="query-values",
-            )
-        return normalise(queries)[0] if self.metric == "cosine" else queries
 
     def _nprobe(self, nprobe: int | None) -> int:
         if nprobe is None:
             return self.default_nprobe
-        _check_at_least("nprobe", nprobe, 1)
+        check_at_least("nprobe", nprobe, 1)
         return min(nprobe, self.nlist)
 
     def _opened(self) -> Segment:
@@ -363,60 +390,12 @@ class Index:
                 hint="Copy the directory anew, or remove it and build.",
             )
 
-    def _vectors(self) -> Store:
-        """The rows for exact distances: the index's own, else the store's, opened when first needed."""
-        with self._lock:
-            if self._rows is None:
-                own = self._opened().open_vectors()
-                self._rows = own if own is not None else self._checked(self._find_store())
-            return self._rows
-
-    def _find_store(self) -> Store:
-        uri = self._record["store"]["uri"]
-        hint = (
-            "Point to where it is now: open_index(path, store=...), `ooc search --store`; "
-            "or search by the codes alone: rerank=0."
-        )
-        if not uri:
-            raise StoreError(
-                "the rows were an array in memory and the index keeps no copy",
-                kind="store-missing",
-                hint=hint,
-            )
-        try:
-            return open_store(uri)
-        except StoreError as error:
-            raise StoreError(
-                f"exact distances need the store: {error.message}", kind=error.kind, hint=hint
-            ) from error
-
-    def _checked(self, store: Store) -> Store:
-        """The store, if it holds the rows that were indexed."""
-        plan = self._record["plan"]
-        wrong = ""
-        if store.d != self.d or store.n < plan["n"]:
-            wrong = f"it is {store.n} x {store.d} and {plan['n']} x {self.d} were indexed"
-        elif store.fingerprint(plan["n"]) != plan["fingerprint"]:
-            wrong = "its rows are not those that were indexed"
-        if wrong:
-            described = store.describe()
-            store.close()
-            raise ConflictError(
-                f"{described} does not fit the index {self._layout.root}: {wrong}",
-                kind="store-changed",
-                hint="Name the store that was indexed, build again, or search with rerank=0.",
-            )
-        return store
-
     def close(self) -> None:
         """Give mappings and files up; may be called twice."""
-        with self._lock:
-            segment, self._segment = self._segment, None
-            rows, self._rows = self._rows, None
+        segment, self._segment = self._segment, None
         if segment is not None:
             segment.close()
-        if rows is not None:
-            rows.close()
+        self._source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -428,9 +407,3 @@ class Index:
 
     def __repr__(self) -> str:
         return f"<ooc.Index {self._layout.root} ({self.n} x {self.d}, {self.metric})>"
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    whole: object = value
-    if isinstance(whole, bool) or not isinstance(whole, int | np.integer) or value < least:
-        raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}", kind=name)

@@ -63,8 +63,8 @@ class Store(ABC):
     Attributes
     ----------
     uri : str
-        What ``ooc.open_store`` takes to open it again from any directory (absolute); empty for an
-        array in memory.
+        What ``ooc.open_store`` takes to open it again from any directory (absolute); empty where
+        nothing does: for an array in memory, and for rows with scales, which their index opens.
     format : str
         Short name of the format: ``"npy"``, ``"hdf5"``, ``"zarr"``, ...
     n, d : int

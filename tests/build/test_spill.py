@@ -14,6 +14,7 @@ import ooc
 from ooc import build
 from ooc.build.assign import Assigner
 from ooc.index.segment import Segment
+from ooc.search.queries import as_queries
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from tests.build.test_build import stop_after, tree
 from tests.helpers import embeddings, exact_search, recall
@@ -105,7 +106,9 @@ def test_no_answer_holds_a_row_twice(
                 np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
         # Fewer rows than asked for: each of them, and then nothing.
         _, few = index.search(xq, 4000, nprobe=2, rerank=4000)
-        probed = index._opened().coarse(index._opened().transform(index._queries(xq)), 2)[1]
+        probed = index._opened().coarse(index._opened().transform(as_queries(xq, index.d, index.metric)), 2)[
+            1
+        ]
         for row, lists in zip(few, probed, strict=True):
             np.testing.assert_array_equal(np.sort(row[row >= 0]), np.unique(index._opened().ids(lists)))
         radius = float(np.median(exact[:, 5]))

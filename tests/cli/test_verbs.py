@@ -115,6 +115,19 @@ def test_info_json(collection: Path) -> None:
     check_golden("info", run("info", "my.ooc", "--json", cwd=collection).stdout, collection)
 
 
+def test_info_says_what_a_smaller_copy_lost(here: Path) -> None:
+    planned = run("plan", "x.npy", "--copy-dtype", "int8", *FLAT, cwd=here).stdout
+    assert "the index's own copy of the rows as int8" in planned
+    run("build", "x.npy", "b.ooc", "--quiet", "--copy-dtype", "int8", *FLAT, cwd=here)
+    shown = re.search(r"own rows +int8 copy, relative error (\S+) %", run("info", "b.ooc", cwd=here).stdout)
+    assert shown is not None
+    (segment,) = json.loads(run("info", "b.ooc", "--json", cwd=here).stdout)["segments"]
+    assert 100 * segment["copy_error"] == pytest.approx(float(shown[1]), rel=0.1)
+    assert 0.001 < segment["copy_error"] < 0.02
+    run("build", "x.npy", "c.ooc", "--quiet", "--copy-vectors", "always", *FLAT, cwd=here)
+    assert "a copy in the store's dtype" in run("info", "c.ooc", cwd=here).stdout
+
+
 def test_info_where_the_store_is_gone(here: Path) -> None:
     run("build", "x.npy", "b.ooc", "--quiet", *FLAT, cwd=here)
     (here / "x.npy").rename(here / "moved.npy")

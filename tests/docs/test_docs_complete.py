@@ -219,7 +219,7 @@ def test_pages_keep_to_the_project() -> None:
 #: Kinds that are made of a name at run time.
 MADE_KINDS = {
     ("ArgumentError", kind)
-    for kind in ("metric", "copy_vectors", "spill", "on_bad", "threads", "shard_rows", "nprobe")
+    for kind in ("metric", "copy_vectors", "copy_dtype", "spill", "on_bad", "threads", "shard_rows", "nprobe")
 } | {
     ("ArgumentError", "rerank"),
     ("ConflictError", "convert-source-differs"),

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import ooc
 from ooc import build
 from ooc.search.exact import best
+from ooc.search.queries import as_queries
 from ooc.types import FloatArray
 from tests.helpers import embeddings, exact_search, recall
 
@@ -52,7 +53,9 @@ def test_search_equals_exact_search_over_the_probed_lists(
         queries = xq[data.draw(st.lists(st.integers(0, len(xq) - 1), min_size=1, max_size=4))]
         found, ids = index.search(queries, k, nprobe=nprobe, rerank=len(x))
         segment = index._opened()
-        probed = segment.coarse(segment.transform(index._queries(queries)), min(nprobe, index.nlist))[1]
+        probed = segment.coarse(
+            segment.transform(as_queries(queries, index.d, index.metric)), min(nprobe, index.nlist)
+        )[1]
         for query, its_found, its_ids, lists in zip(queries, found, ids, probed, strict=True):
             rows = np.sort(segment.ids(lists))
             exact, _ = exact_search(x[rows], query[None], k, index.metric)

@@ -1,0 +1,37 @@
+"""Our side of the search benchmark: a process of its own that opens an index and searches it.
+
+bench_search_ooc.py JOB          # see bench_search_worker.main
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from bench_recall import K
+from bench_search_worker import Setting, main
+
+import ooc
+
+
+class _Ours:
+    batches = True
+
+    def __init__(self, side: dict[str, Any]) -> None:
+        options = {}
+        if side["memory_bytes"] and "memory" in inspect.signature(ooc.open_index).parameters:
+            options["memory"] = side["memory_bytes"]
+        self._index = ooc.open_index(side["index"], **options)
+
+    def set(self, setting: Setting) -> None:
+        self._setting = {"nprobe": setting["nprobe"], "rerank": setting["candidates"]}
+
+    def search(self, xq: Any) -> Any:
+        return self._index.search(xq, K, **self._setting)[1]
+
+    def in_thread(self) -> None:
+        """Threads need nothing of the caller."""
+
+
+if __name__ == "__main__":
+    main(_Ours)

@@ -7,7 +7,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from bench_measure import Measured, drop_page_cache, run
 from bench_merge import measure_merge
 from bench_ratios import FIGURES, bars, cost_per_row, ratios
 from bench_setup import add_arguments as setup_arguments
-from bench_setup import data_of, directories, named, new_result, save, say
+from bench_setup import data_of, directories, named, new_result, reported, save, say
 from bench_sides import (
     CACHE_BYTES,
     NAMES,
@@ -27,7 +26,7 @@ from bench_sides import (
 from bench_table import tables
 from bench_task import MissingError, Task, remove
 
-from ooc.errors import ArgumentError, OocError
+from ooc.errors import ArgumentError
 from ooc.units import format_bytes, format_count, format_seconds, parse_bytes
 
 HELP = "build the same rows with every side, in processes of their own, and compare"
@@ -56,11 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    try:
-        return _Bench(args).run()
-    except OocError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return error.exit_code
+    return reported(lambda: _Bench(args).run())
 
 
 class _Bench:

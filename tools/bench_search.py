@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ from bench_search_sides import SIDES, Side, side_of
 from bench_search_table import tables
 from bench_search_worker import Setting
 from bench_setup import add_arguments as setup_arguments
-from bench_setup import data_of, directories, named, new_result, save, say
+from bench_setup import data_of, directories, named, new_result, reported, save, say
 from bench_sides import TOOLS
 from bench_task import MissingError, Task, remove
 
-from ooc.errors import ArgumentError, OocError
+from ooc.errors import ArgumentError
 from ooc.units import format_count, parse_bytes
 
 HELP = "search the same rows with every side, in processes of their own, and compare"
@@ -62,11 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    try:
-        return _Bench(args).run()
-    except OocError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return error.exit_code
+    return reported(lambda: _Bench(args).run())
 
 
 class _Bench:
@@ -198,7 +193,7 @@ class _Bench:
         self, side: Side, job: dict[str, Any], limit: int | None = None
     ) -> tuple[Measured, list[dict[str, Any]]]:
         """A side's script at its job: how it ended, and what it said."""
-        job = {"side": side.opening(limit), "queries": self._args.queries, **job}
+        job = {"side": side.opening(), "queries": self._args.queries, **job}
         measured = run(
             side.command(job),
             environment=side.variables,

@@ -5,7 +5,6 @@ bench_search_ooc.py JOB          # see bench_search_worker.main
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from bench_recall import K
@@ -18,10 +17,7 @@ class _Ours:
     batches = True
 
     def __init__(self, side: dict[str, Any]) -> None:
-        options = {}
-        if side["memory_bytes"] and "memory" in inspect.signature(ooc.open_index).parameters:
-            options["memory"] = side["memory_bytes"]
-        self._index = ooc.open_index(side["index"], **options)
+        self._index = ooc.open_index(side["index"])
 
     def set(self, setting: Setting) -> None:
         self._setting = {"nprobe": setting["nprobe"], "rerank": setting["candidates"]}

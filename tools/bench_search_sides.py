@@ -55,8 +55,8 @@ class Side:
         """Its knobs' values."""
         raise NotImplementedError
 
-    def opening(self, memory_bytes: int | None) -> dict[str, Any]:
-        """What its script needs to open it, with the limit it will be in."""
+    def opening(self) -> dict[str, Any]:
+        """What its script needs to open it."""
         raise NotImplementedError
 
     def command(self, job: dict[str, Any]) -> list[str]:
@@ -95,8 +95,8 @@ class OursSide(Side):
     def settings(self) -> list[Setting]:
         return self.probes(self.shared.lists[1], rerank=True)
 
-    def opening(self, memory_bytes: int | None) -> dict[str, Any]:
-        return {"index": str(self.shared.ours[0]), "memory_bytes": memory_bytes}
+    def opening(self) -> dict[str, Any]:
+        return {"index": str(self.shared.ours[0])}
 
     def inputs(self) -> list[Path]:
         return [self.shared.ours[0], self.task.data]
@@ -151,7 +151,7 @@ class FaissSide(Side):
         nlist = self.shared.lists[1] if self.on_disk else self.task.plan.nlist
         return self.probes(nlist, rerank=self._kind not in ("flat", "sq8"))
 
-    def opening(self, memory_bytes: int | None) -> dict[str, Any]:
+    def opening(self) -> dict[str, Any]:
         side = {"kind": self._kind, "data": str(self.task.data), "rows": self.task.rows}
         side["parts" if self._kind == "flat" else "index"] = str(self._index)
         if self.on_disk:
@@ -192,7 +192,7 @@ class LanceSide(Side):
     def settings(self) -> list[Setting]:
         return self.probes(self._partitions, rerank=True)
 
-    def opening(self, memory_bytes: int | None) -> dict[str, Any]:
+    def opening(self) -> dict[str, Any]:
         return {"index": str(self._index)}
 
     def inputs(self) -> list[Path]:
@@ -223,7 +223,7 @@ class UsearchSide(Side):
     def settings(self) -> list[Setting]:
         return [{"ef": width} for width in _WIDTHS]
 
-    def opening(self, memory_bytes: int | None) -> dict[str, Any]:
+    def opening(self) -> dict[str, Any]:
         return {"index": str(self._index), "rows": self.task.rows}
 
     def inputs(self) -> list[Path]:
@@ -250,7 +250,7 @@ class DiskannSide(Side):
     def settings(self) -> list[Setting]:
         return [{"complexity": width} for width in _WIDTHS]
 
-    def opening(self, memory_bytes: int | None) -> dict[str, Any]:
+    def opening(self) -> dict[str, Any]:
         return {"index": str(self._index), "rows": self.task.rows, "threads": cores()}
 
     def inputs(self) -> list[Path]:

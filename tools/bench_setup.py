@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from bench_sides import TOOLS, cores
 
 from ooc.durable import write_bytes
-from ooc.errors import ArgumentError
+from ooc.errors import ArgumentError, OocError
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
@@ -29,6 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
     add("--out", type=Path, default=Path(out), metavar="FILE", help=f"the result ({out})")
     add("--work", type=Path, metavar="DIR", help="stores and indexes (default: in the cache directory)")
     add("--cache", type=Path, metavar="DIR", help="environments of the peers ($XDG_CACHE_HOME/ooc-bench)")
+
+
+def reported(bench: Callable[[], int]) -> int:
+    """Run a benchmark; the exit status. An error of ours is said on stderr."""
+    try:
+        return bench()
+    except OocError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def named(text: str, names: tuple[str, ...], what: str) -> list[str]:

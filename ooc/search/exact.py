@@ -142,20 +142,20 @@ def merge_best(
 
 
 def exhaustive(
-    xq: FloatArray, k: int, store: Store, metric: Metric, allowed: IntArray
+    xq: FloatArray, k: int, store: Store, metric: Metric, allowed: IntArray, *, some_bad: bool = False
 ) -> tuple[FloatArray, IntArray]:
     """The ``k`` nearest of the rows ``allowed`` (ascending ids) by comparing all of them.
 
-    Where they are many the store is read front to back once, in blocks; few rows are gathered. Rows
-    with NaN or infinity, which no index holds, are passed over.
+    Where they are many the store is read front to back once, in blocks; few rows are gathered. With
+    ``some_bad`` rows with NaN or infinity, which no index holds, may be among them and are passed over.
     """
     keep = k + _MARGIN
     result = np.full((len(xq), 0), 0, np.float32), np.full((len(xq), 0), -1, np.int64)
     step = max(1, _SWEEP_BYTES // max(store.row_bytes, 4 * len(xq)))
     for ids, rows in _allowed_rows(store, allowed, step):
         x = as_float32(rows)
-        finite = np.isfinite(x).all(axis=1)
-        if not finite.all():
+        if some_bad:
+            finite = np.isfinite(x).all(axis=1)
             x, ids = x[finite], ids[finite]
         if metric == "cosine":
             x, _ = normalise(x)

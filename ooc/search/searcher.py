@@ -186,11 +186,13 @@ class Index:
         held = _BATCH_CANDIDATES // max(candidates * self.lists_per_row, 1)
         step = _BATCH_QUERIES if every_row else max(1, min(_BATCH_QUERIES, held))
         rows = self._rows_of(allowed) if every_row and len(queries) else None
+        # What a filter allows may be rows that the index left out.
+        some_bad = allowed is not None and self._record["skipped_rows"] > 0
         counted = None if allowed is None else AllowedInLists(allowed, segment.sizes, self._soon_ids)
         for first in range(0, len(queries), step):
             some = queries[first : first + step]
             if rows is not None:
-                result = exhaustive(some, k, self._source.rows(), self.metric, rows)
+                result = exhaustive(some, k, self._source.rows(), self.metric, rows, some_bad=some_bad)
             else:
                 result = self._two_stages(
                     some, k, nprobe, candidates, exact=bool(rerank), allowed=allowed, counted=counted

@@ -1,10 +1,11 @@
 """k-means on a sample that lies on disk, the same bits at any number of threads.
 
 Lloyd's algorithm from rows drawn at random, a block of rows at a time: only the centroids, their sums
-and a few numbers for each row are in memory. With many centroids each pass is cheap: some passes find
-the few centroids that look near to each row through a sketch (``ooc.engine.Nearest``) and keep their
-numbers, and those in between compare the row with the same few where they have moved to. Few rows
-leave that few.
+and a few numbers for each row are in memory. Centroids find their regions on few rows and their places
+on many: the first passes go over an eighth of the sample, the last over all. With many centroids
+a pass is cheap besides: one finds the few centroids that look near to each row through a sketch
+(``ooc.engine.Nearest``) and keeps their numbers, and the next compares the row with the same few where
+they have moved to. Few rows leave that few.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from ooc.build.assign import Assigner
 from ooc.build.workers import Pool, in_order
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["KEPT_BYTES", "Rows", "kmeans", "rows_looked_at"]
+__all__ = ["Rows", "kept_bytes", "kmeans", "rows_looked_at"]
 
 #: Numbers of centroids, in half the bytes.
 NumberArray = NDArray[np.int32]
 
 _BLOCK = 1024
-#: Passes over the sample: whether each looks for near centroids anew. The last one does, so that lists
-#: which were split find their rows.
-_PASSES = (True, False, False, True, False, False, True)
-#: Centroids that are kept of each row of the sample between passes, where there are many, and their bytes.
+#: Passes over the sample: whether each looks for near centroids anew, and which part of the rows it takes:
+#: the first half, quarter or eighth.
+_PASSES = ((True, 8), (False, 8), (True, 4), (False, 4), (True, 2), (True, 1))
+#: Fewer rows of a list than this, at the mean, are too few for a pass.
+_LEAST_PER_LIST = 16
+#: Centroids that are kept of each row of the sample between passes, where there are many.
 _KEPT = 16
-KEPT_BYTES = 4 * _KEPT
 #: Up to this many centroids a matrix product sums their rows faster than going through them does.
 _DENSE_UP_TO = 256
 #: Rows of one list in a block that are added one by one; further ones are summed first.
@@ -39,13 +41,13 @@ _ONE_BY_ONE = 3
 
 
 class Rows(Protocol):
-    """A sample: ``n`` rows of ``d`` float32, read by number or front to back."""
+    """A sample: ``n`` rows of ``d`` float32, read by number or in order; its first rows are a sample too."""
 
     n: int
     d: int
 
     def take(self, rows: IntArray) -> FloatArray: ...
-    def iterate(self, rows: int, *, backwards: bool) -> Iterator[FloatArray]: ...
+    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[FloatArray]: ...
 
 
 def kmeans(
@@ -79,21 +81,22 @@ def kmeans(
     if sample.n <= k:
         return _finish(sample.take(np.arange(k) % sample.n), metric)
     centroids = _finish(sample.take(np.sort(rng.choice(sample.n, k, replace=False))), metric)
-    near: list[NumberArray | None] = [None] * -(-sample.n // _BLOCK)
+    near: dict[int, NumberArray | None] = {}
     done = 0
-    for number, anew in enumerate(_PASSES):
+    for number, (anew, every, keep) in enumerate(_passes(sample.n, k)):
         # To and fro: what the page cache holds of a sample that is too large for it is read first.
         backwards = number % 2 == 1
-        order = range(len(near))[:: -1 if backwards else 1]
+        first = -(-sample.n // every)
+        order = range(-(-first // _BLOCK))[:: -1 if backwards else 1]
         assigner = Assigner(centroids, metric, sketch=anew)
         blocks = (
             (x, None if anew else near[at])
-            for at, x in zip(order, sample.iterate(_BLOCK, backwards=backwards), strict=True)
+            for at, x in zip(order, sample.iterate(_BLOCK, first=first, backwards=backwards), strict=True)
         )
         sums, counts = np.zeros_like(centroids), np.zeros(k, np.int64)
         placed = in_order(pool, partial(_place, assigner=assigner), blocks, threads)
         for at, (x, labels, few) in zip(order, placed, strict=True):
-            near[at] = few
+            near[at] = few if keep else None
             _add(x, labels, sums, counts)
             done += len(x)
             progress(done)
@@ -103,7 +106,19 @@ def kmeans(
 
 def rows_looked_at(n: int, k: int) -> int:
     """How many rows ``progress`` counts in all."""
-    return 0 if n <= k else len(_PASSES) * n
+    return 0 if n <= k else sum(-(-n // every) for _, every, _ in _passes(n, k))
+
+
+def kept_bytes(n: int, k: int) -> int:
+    """What is kept of the rows of the sample between passes takes so much memory at most."""
+    return max(4 * _KEPT * (n // every) for _, every, keep in _passes(n, k) if keep)
+
+
+def _passes(n: int, k: int) -> list[tuple[bool, int, bool]]:
+    """The passes, each with as many rows as centroids need, and whether the next one needs what it finds."""
+    most = max(1, n // (_LEAST_PER_LIST * k))
+    following = [not anew for anew, _ in _PASSES[1:]] + [False]
+    return [(anew, min(every, most), keep) for (anew, every), keep in zip(_PASSES, following, strict=True)]
 
 
 def _place(

@@ -8,13 +8,21 @@ import numpy as np
 
 from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory
-from ooc.build.kmeans import KEPT_BYTES
+from ooc.build.kmeans import kept_bytes
 from ooc.errors import PlanError
 from ooc.stores import Store
 from ooc.types import CopyDtype
 from ooc.units import MIB, format_bytes
 
-__all__ = ["BATCH_BYTES", "BLOCK_ROWS", "COPY_BYTES", "Sizes", "code_training_rows", "copied_dtype"]
+__all__ = [
+    "BATCH_BYTES",
+    "BLOCK_ROWS",
+    "COPY_BYTES",
+    "DECODED_BATCH_BYTES",
+    "Sizes",
+    "code_training_rows",
+    "copied_dtype",
+]
 
 #: Rows that are assigned and encoded together. Fixed: the last bits of a matrix product change with
 #: its shape, and the same rows must give the same bytes under every budget.
@@ -28,7 +36,7 @@ _BASE_BYTES = 80 * MIB
 _DECODER_BYTES = 32 * MIB
 
 #: Rows of the training sample for each list, and never fewer than this many in all.
-_SAMPLE_PER_LIST = 64
+_SAMPLE_PER_LIST = 128
 _SAMPLE_LEAST = 16_384
 
 #: Most rows of a shard: what a crash can cost.
@@ -38,8 +46,10 @@ _SHARD_LEAST_ROWS = 16 * BLOCK_ROWS
 #: Buffer through which lists are copied in a merge, and a shard is written.
 COPY_BYTES = 16 * MIB
 
-#: Rows of the sample that are asked of the disk together.
-BATCH_BYTES = 16 * MIB
+#: Rows of the sample that are read together: few enough to stay in a core's cache, and more where chunks
+#: are decoded, so that few are decoded twice.
+BATCH_BYTES = 4 * MIB
+DECODED_BATCH_BYTES = 16 * MIB
 
 
 def code_training_rows(sample_rows: int, d: int) -> int:
@@ -92,6 +102,12 @@ class Sizes:
             return 0
         return 3 * block_rows * self.store.row_bytes + 2 * self.store.chunk_bytes + _DECODER_BYTES
 
+    def _batches(self) -> int:
+        # Rows as read, as prepared and while they are narrowed; then narrow, until they are written.
+        if self.store.mapped:
+            return (4 * self.threads + 1) * BATCH_BYTES
+        return 3 * DECODED_BATCH_BYTES
+
     def _shard(self, rows: int) -> int:
         # Code, list number, id, place in list order; the buffer it is written through.
         return rows * self._lists * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
@@ -102,14 +118,14 @@ class Sizes:
         widest = max(self.store.d, self.factory.d_code)
         waiting = 4 * self.threads * BLOCK_ROWS * 4 * widest
         code = 3 * 4 * widest * code_training_rows(self.sample_rows, self.store.d)
-        kept = KEPT_BYTES * self.sample_rows
+        kept = kept_bytes(self.sample_rows, self.factory.nlist)
         return 3 * self._centroids + self.threads * self._worker + kept + max(waiting, code)
 
     def memory(self, block_rows: int, shard_rows: int) -> dict[str, int]:
         """Most private memory by stage."""
         working = self._centroids + self.threads * self._worker + self._blocks(block_rows)
         training = {
-            "sample": _BASE_BYTES + self._blocks(0) + 16 * self.sample_rows + 3 * BATCH_BYTES,
+            "sample": _BASE_BYTES + self._blocks(0) + 16 * self.sample_rows + self._batches(),
             "train": _BASE_BYTES + self._train(),
         }
         return ({} if self.trained else training) | {

@@ -65,8 +65,8 @@ class _Transformed:
     def take(self, rows: IntArray) -> FloatArray:
         return self._transform(self._sample.take(rows))
 
-    def iterate(self, rows: int, *, backwards: bool) -> Iterator[FloatArray]:
-        return map(self._transform, self._sample.iterate(rows, backwards=backwards))
+    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[FloatArray]:
+        return map(self._transform, self._sample.iterate(rows, first=first, backwards=backwards))
 
 
 def train(

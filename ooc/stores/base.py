@@ -131,8 +131,12 @@ class Store(ABC):
     def will_take(self, rows: IntArray) -> None:  # noqa: B027 - advice, by default none
         """Start bringing in the rows with the given numbers; returns at once.
 
-        ``take`` does it by itself; for those who have something to do before they take the rows.
+        ``take`` does it by itself; for those who have something to do before they ``gather`` the rows.
         """
+
+    def gather(self, rows: IntArray) -> AnyArray:
+        """As ``take``, for rows that were asked for with ``will_take`` before."""
+        return self.take(rows)
 
     def forget(self, start: int, stop: int) -> None:  # noqa: B027 - advice, by default none
         """Let the memory and the page cache let go of rows ``start`` to ``stop``."""

@@ -91,13 +91,16 @@ class MultiStore(Store):
 
     def take(self, rows: IntArray) -> AnyArray:
         """The rows with the given numbers, as a copy in the order asked for."""
-        rows = check_rows(rows, self.n)
-        out = np.empty((len(rows), self.d), self.dtype)
         # All parts are asked before the first is waited for.
         self.will_take(rows)
+        return self.gather(rows)
+
+    def gather(self, rows: IntArray) -> AnyArray:
+        """As ``take``, for rows that were asked for with ``will_take`` before."""
+        rows = check_rows(rows, self.n)
+        out = np.empty((len(rows), self.d), self.dtype)
         for i, at, inside in self._split(rows):
-            part = self._part(i)
-            out[at] = part.gather(inside) if isinstance(part, MappedStore) else part.take(inside)
+            out[at] = self._part(i).gather(inside)
         return out
 
     def will_take(self, rows: IntArray) -> None:

@@ -18,7 +18,7 @@ _PAUSE_SOFT = 1
 
 
 def _dissolve_team() -> None:
-    """End the OpenMP threads of the calling thread, where faiss was loaded; takes microseconds."""
+    """End the OpenMP threads of the calling thread, where faiss was loaded."""
     native = next((m for name, m in sys.modules.items() if name.startswith("faiss._swigfaiss")), None)
     if native is None or native.__file__ is None:
         return

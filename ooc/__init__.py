@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 # The package `ooc.build` is imported before the function of the same name is bound, so that a later
 # import of one of its modules does not put the package in the function's place.
 import ooc.build as _build_package  # noqa: F401
+import ooc.forks  # noqa: F401 - makes forking safe
 from ooc.api import build, fill, merge, train
 from ooc.errors import (
     ArgumentError,

@@ -130,7 +130,7 @@ def search_to(
         with (
             contextlib.closing(blocks),  # ends the thread that reads ahead
             open_hits(target, shape=(nq, k), settings=settings, overwrite=overwrite) as hits,
-            events.stage(tell, "search", nq, unit="queries", row_bytes=store.row_bytes) as stage,
+            events.stage(tell, "search", nq, unit="queries") as stage,
         ):
             while hits.n < nq:
                 if stop is not None and stop.is_set():

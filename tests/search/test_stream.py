@@ -176,13 +176,13 @@ def test_the_first_bad_query_is_named_and_nothing_is_left(
     bad = queries.copy()
     bad[[1100, 1234], 3] = np.nan, np.inf
     np.save(tmp_path / "bad.npy", bad)
-    fds = open_files()
+    index.search_to(tmp_path / "bad.npy", tmp_path / f"good-{name}", first=1100)  # all before it are fine
+    fds = open_files()  # with those that the index opens when it is first searched
     said = refused(index, ooc.DataError, "query-values", tmp_path / "bad.npy", tmp_path / name, batch=256)
     assert "query 1100 of " in said.message
     assert "bad.npy" in said.message
     del said
     assert open_files() == fds
-    index.search_to(tmp_path / "bad.npy", tmp_path / name, first=1100)  # all before it are fine
 
 
 def open_files() -> int:
@@ -346,20 +346,20 @@ def observer(event):
 
 with ooc.open_index(sys.argv[1]) as index:
     index.search_to(sys.argv[2], sys.argv[3], k=10, nprobe=1, rerank=0, batch=4096, observer=observer)
-early = max(size for done, size in taken if done <= 90_000)
-late = max(size for done, size in taken if done > 90_000)
+early = max(size for done, size in taken if done <= 150_000)
+late = max(size for done, size in taken if done > 150_000)
 print(late - early)
 """
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small index of 4 dimensions and 300 000 queries: results of 36 MB."""
+    """A small index of 4 dimensions and 400 000 queries: results of 48 MB."""
     directory = tmp_path_factory.mktemp("many")
     rng = np.random.default_rng(0)
     np.save(directory / "x.npy", rng.standard_normal((3000, 4), dtype=np.float32))
     build(directory / "x.npy", directory / "i", factory="IVF64,Flat")
-    rows = rng.standard_normal((300_000, 4), dtype=np.float32)
+    rows = rng.standard_normal((400_000, 4), dtype=np.float32)
     np.save(directory / "q.npy", rows)
     ooc.convert(rows, directory / "q.zarr", compression="zstd", chunk_rows=5000)
     return directory
@@ -379,9 +379,9 @@ def test_private_memory_does_not_grow_with_the_queries(
         capture_output=True, text=True, timeout=160, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sum(p.stat().st_size for p in (out.rglob("*") if out.is_dir() else [out])) > 35e6
-    # 25 MB of results came after the first look.
-    assert int(done.stdout) < 8e6
+    assert sum(p.stat().st_size for p in (out.rglob("*") if out.is_dir() else [out])) > 47e6
+    # 30 MB of results came after the first look.
+    assert int(done.stdout) < 10e6
 
 
 class _Shape(ArrayStore):

@@ -52,14 +52,14 @@ class Started(_Timed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted(_Timed):
-    """A stage begins; ``total`` is counted in ``unit`` (``"rows"`` or ``"bytes"``).
+    """A stage begins; ``total`` is counted in ``unit`` (``"rows"``, ``"queries"`` or ``"bytes"``).
 
     ``done`` is above 0 where an earlier run did part of it. ``row_bytes`` turns rows into bytes.
     """
 
     stage: str
     total: int
-    unit: Literal["rows", "bytes"] = "rows"
+    unit: Literal["rows", "queries", "bytes"] = "rows"
     done: int = 0
     row_bytes: int = 0
 
@@ -133,7 +133,7 @@ def stage(
     name: str,
     total: int,
     *,
-    unit: Literal["rows", "bytes"] = "rows",
+    unit: Literal["rows", "queries", "bytes"] = "rows",
     done: int = 0,
     row_bytes: int = 0,
 ) -> Iterator[Stage]:

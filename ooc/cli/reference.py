@@ -30,7 +30,8 @@ Sizes are written as in `512MiB` (powers of 1024) or `1GB` (powers of 1000).
 - On a terminal progress is one live display; `NO_COLOR` is respected. Elsewhere it is lines with the
   time of day, at most one every ten seconds besides starts and ends of stages.
 - Ctrl-C (or SIGTERM) asks a build or a conversion to stop at a safe point, and prints the command that goes
-  on; a second one ends the process at once. Nothing that was finished is lost either way.
+  on; a second one ends the process at once. Nothing that was finished is lost either way. A search into a
+  file stops after the queries it is at, and leaves no file.
 - `OOC_DEBUG=1` adds the traceback to an error.
 
 This page is made from the program: `python -m ooc.cli.reference`.

@@ -8,24 +8,22 @@ import math
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ooc import events
 from ooc.cli.options import add_json, add_progress, print_json, watching
+from ooc.cli.signals import stop_on_signals
 from ooc.cli.text import aligned, print_lines
 from ooc.errors import ArgumentError
 from ooc.units import format_count, format_seconds
 
 if TYPE_CHECKING:
     from ooc.search.searcher import Index
-    from ooc.stores import Store
     from ooc.types import FloatArray, IntArray
 
 HELP = "search an index with the queries of a store"
 
-#: Queries searched together: memory stays small and progress is seen.
+#: Queries searched together where hits are printed: the first are seen soon.
 _BLOCK_QUERIES = 256
 
 #: A JSON document larger than this waits in a temporary file.
@@ -48,81 +46,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--out",
         metavar="FILE",
-        help="write distances and ids to FILE.npz, FILE.h5 or FILE.zarr instead of printing them",
+        help="write distances and ids to FILE instead of printing them, as they come: any number of queries; "
+        "the suffix says the format (.npz .h5 .zarr .parquet)",
     )
-    add("--overwrite", action="store_true", help="replace FILE where it exists")
+    add("--overwrite", action="store_true", help="replace FILE, once the new one is whole")
+    add(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="queries searched together (default: as many as take 128 MiB, at most 16384); with --out",
+    )
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
     add_json(parser)
     add_progress(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.first is not None and args.first < 1:
-        raise ArgumentError(f"--first must be at least 1, not {args.first}", kind="first")
-    if args.overwrite and not args.out:
-        raise ArgumentError("--overwrite goes with --out", kind="usage")
+    for name in ("first", "batch"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ArgumentError(f"--{name} must be at least 1, not {value}", kind=name)
+    for name in ("overwrite", "batch"):
+        if getattr(args, name) and not args.out:
+            raise ArgumentError(f"--{name} goes with --out", kind="usage")
     from ooc.search.searcher import open_index
-    from ooc.stores import open_store
 
-    with open_index(args.index, store=args.store) as index, open_store(args.queries) as queries:
-        nq = queries.n if args.first is None else min(args.first, queries.n)
-        if args.out:
-            return _to_file(args, index, queries, nq)
-        found = _search(args, index, queries, nq)
-        if args.json:
-            _print_json(_settings(args, index), found)
-        else:
-            _print_table(found)
-    return 0
+    with open_index(args.index, store=args.store) as index:
+        return _to_file(args, index) if args.out else _print(args, index)
 
 
-def _search(
-    args: argparse.Namespace, index: Index, queries: Store, nq: int
-) -> Iterator[tuple[int, FloatArray, IntArray]]:
-    """First query, distances and ids, block by block."""
-    from ooc.stores.base import as_float32
-
-    for block in queries.blocks(_BLOCK_QUERIES, stop=nq):
-        distances, ids = index.search(as_float32(block.rows), args.k, nprobe=args.nprobe, rerank=args.rerank)
-        yield block.start, distances, ids
-
-
-def _settings(args: argparse.Namespace, index: Index) -> dict[str, Any]:
-    """What the search is done with, defaults filled in."""
-    info = index.info()
-    return {
-        "index": info["path"],
-        "generation": info["generation"],
-        "metric": index.metric,
-        "k": args.k,
-        "nprobe": min(args.nprobe or index.default_nprobe, index.nlist),
-        "rerank": index.default_rerank(args.k) if args.rerank is None else args.rerank,
-    }
-
-
-def _to_file(args: argparse.Namespace, index: Index, queries: Store, nq: int) -> int:
-    from ooc.cli.hits import open_hits
-
-    if args.k < 1:
-        raise ArgumentError(f"k must be at least 1, not {args.k}", kind="k")
-    begun = time.monotonic()
-    settings = {**_settings(args, index), "queries": queries.uri}
-    with watching(args, f"search {args.index}") as shown:
-        shown(events.Started(operation="search", stages={"search": 1.0}, settings=settings))
-        with open_hits(args.out, shape=(nq, args.k), settings=settings, overwrite=args.overwrite) as out:
-            shown(events.StageStarted(stage="search", total=nq, row_bytes=queries.row_bytes))
-            for start, distances, ids in _search(args, index, queries, nq):
-                out.write(start, distances, ids)
-                shown(events.Progress(stage="search", done=start + len(ids)))
-        seconds = time.monotonic() - begun
-        figures = {**settings, "out": str(out.path), "nq": nq, "seconds": round(seconds, 3)}
-        shown(events.StageFinished(stage="search", seconds=seconds, figures={"queries": nq}))
-        shown(events.Finished(operation="search", seconds=seconds, figures=figures))
+def _to_file(args: argparse.Namespace, index: Index) -> int:
+    with watching(args, f"search {args.index}") as shown, stop_on_signals(shown.stopping) as stop:
+        figures = index.search_to(
+            args.queries,
+            args.out,
+            k=args.k,
+            nprobe=args.nprobe,
+            rerank=args.rerank,
+            first=args.first,
+            batch=args.batch,
+            overwrite=args.overwrite,
+            observer=shown,
+            stop=stop,
+        )
     if args.json:
         print_json(figures)
     else:
-        what = f"{args.k} hits each of {format_count(nq)} queries"
-        print_lines([f"{figures['out']}: {what}, in {format_seconds(seconds)}"])
+        what = f"{args.k} hits each of {format_count(figures['nq'])} queries"
+        print_lines([f"{figures['out']}: {what}, in {format_seconds(figures['seconds'])}"])
+    return 0
+
+
+def _print(args: argparse.Namespace, index: Index) -> int:
+    from ooc.search.stream import search_blocks, search_settings
+    from ooc.stores import open_store
+
+    with open_store(args.queries) as queries:
+        found = search_blocks(
+            index,
+            queries,
+            k=args.k,
+            nprobe=args.nprobe,
+            rerank=args.rerank,
+            nq=args.first,
+            batch=_BLOCK_QUERIES,
+        )
+        if args.json:
+            _print_json(search_settings(index, args.k, args.nprobe, args.rerank), found)
+        else:
+            _print_table(found)
     return 0
 
 

@@ -25,6 +25,7 @@ from ooc.search.filters import Filter
 from ooc.search.info import figures
 from ooc.search.queries import as_queries, check_at_least
 from ooc.search.source import Source
+from ooc.search.stream import search_to
 from ooc.search.widen import AllowedInLists, compares_all, widened
 from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, PathOrStr, StoreLike
@@ -199,6 +200,9 @@ class Index:
                 )
             found[first : first + step], ids[first : first + step] = result
         return found, ids
+
+    #: Queries of a store, results to a file, in any number; see ``ooc.search.stream``.
+    search_to = search_to
 
     def filter(self, allowed: object) -> Filter:
         """What ``filter=`` of a search may be given, made ready once for many searches.

@@ -27,6 +27,7 @@ __all__ = [
     "Hdf5Writer",
     "contiguous_layout",
     "contiguous_writer",
+    "create_contiguous",
     "dataset_name",
 ]
 
@@ -193,6 +194,24 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
+def create_contiguous(out: h5py.File, name: str, *, n: int, d: int, dtype: np.dtype[Any]) -> None:
+    """An ``(n, d)`` dataset in one piece, which has its place in the file from now on and no values."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    h5py.h5d.create(
+        out.id,
+        name.encode(),
+        h5py.h5t.py_create(dtype),
+        h5py.h5s.create_simple((n, d)),
+        dcpl=plist,
+        lcpl=links,
+    ).close()
+
+
 def contiguous_layout(
     file: Path, dataset: str | None, *, n: int, d: int, dtype: np.dtype[Any], fresh: bool
 ) -> RawLayout:
@@ -203,21 +222,8 @@ def contiguous_layout(
     name = dataset_name(dataset)
     with translated(file, "creating"):
         if fresh:
-            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            plist.set_layout(h5py.h5d.CONTIGUOUS)
-            plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-            links.set_create_intermediate_group(True)
             with h5py.File(file, "w") as out:
-                h5py.h5d.create(
-                    out.id,
-                    name.encode(),
-                    h5py.h5t.py_create(dtype),
-                    h5py.h5s.create_simple((n, d)),
-                    dcpl=plist,
-                    lcpl=links,
-                ).close()
+                create_contiguous(out, name, n=n, d=d, dtype=dtype)
             _sync(file)
             sync_directory(file.parent)
         with h5py.File(file, "r") as out:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -31,6 +32,22 @@ CASES = {
     "bad first": (["search", "my.ooc", "q.npy", "--first", "0"], 2, "first"),
     "out of unknown kind": (["search", "my.ooc", "q.npy", "--out", "h.txt"], 2, "out-name"),
     "out in no directory": (["search", "my.ooc", "q.npy", "--out", "no/h.npz"], 2, "directory-missing"),
+    "bad k of a file": (["search", "my.ooc", "q.npy", "--out", "h.npz", "-k", "0"], 2, "k"),
+    "bad batch": (["search", "my.ooc", "q.npy", "--out", "h.npz", "--batch", "0"], 2, "batch"),
+    "batch without out": (["search", "my.ooc", "q.npy", "--batch", "5"], 2, "usage"),
+    "out is there": (["search", "my.ooc", "q.npy", "--out", "there.h5"], 7, "out-exists"),
+    "out is something else": (
+        ["search", "my.ooc", "q.npy", "--out", "there.h5", "--overwrite"],
+        7,
+        "out-exists",
+    ),
+    "no queries": (["search", "my.ooc", "none.npy", "--out", "h.h5"], 3, "store-empty"),
+    "queries with nan": (["search", "my.ooc", "bad.npy", "--out", "h.parquet"], 4, "query-values"),
+    "queries of another d to a file": (
+        ["search", "my.ooc", "narrow.npy", "--out", "h.zarr"],
+        4,
+        "query-shape",
+    ),
     "no store": (["build", "nix.npy", "b.ooc"], 3, "store-missing"),
     "not a store": (["build", "text.txt", "b.ooc"], 3, "store-format"),
     "one dimension": (["build", "flat.npy", "b.ooc"], 3, "store-shape"),
@@ -62,6 +79,9 @@ def test_wrong_input(
     (here / "foreign" / "thesis.tex").write_text("years of work")
     np.save(here / "flat.npy", np.zeros(7, np.float32))
     np.save(here / "narrow.npy", np.zeros((2, 3), np.float32))
+    np.save(here / "none.npy", np.zeros((0, 16), np.float32))
+    with h5py.File(here / "there.h5", "w") as file:
+        file["emb"] = np.zeros((2, 3), np.float32)
     bad_values(here)
     monkeypatch.chdir(here)
     before = sorted(path.name for path in here.rglob("*"))
@@ -77,6 +97,14 @@ def test_wrong_input(
         assert f"error: {error['message']}" in err
         assert error["hint"] is None or f"hint: {error['hint']}" in err
     assert sorted(path.name for path in here.rglob("*")) == before
+
+
+def test_a_bad_query_is_named_whether_printed_or_written(here: Path, collection: Path) -> None:
+    bad_values(here)
+    for where in ([], ["--out", "h.npz"], ["--json"]):
+        done = run("search", str(collection / "my.ooc"), "bad.npy", *where, "--quiet", cwd=here)
+        assert done.returncode == 4
+        assert "query 1234 of " in done.stderr
 
 
 def test_log_json_ends_with_the_error(here: Path) -> None:

@@ -80,6 +80,44 @@ def test_a_dumb_terminal_gets_lines(here: Path) -> None:
         terminal.close()
 
 
+def test_a_search_into_a_file_is_shown_in_queries(collection: Path, here: Path) -> None:
+    args = ("search", str(collection / "my.ooc"), "x.npy", "--out", "hits.h5", "--batch", "100")
+    terminal = Terminal(*args, cwd=here)
+    try:
+        assert terminal.finish() == 0
+        assert re.search(r"✓ search .*3 000 queries", terminal.screen.text)
+        assert re.match(r"search .* done in \d+\.\d s\n", terminal.screen.text)
+        assert terminal.screen.cursor
+        assert "hits.h5: 10 hits each of 3 000 queries" in terminal.stdout
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize("name", ["hits.npz", "hits.h5", "hits.zarr", "hits.parquet"])
+def test_ctrl_c_of_a_search_into_a_file_leaves_nothing(collection: Path, here: Path, name: str) -> None:
+    # The events go into a pipe of one page: the search stands still while nobody reads.
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    args = ("search", str(collection / "my.ooc"), "x.npy", "--out", name, "--batch", "5", "--log-json")
+    process = subprocess.Popen(
+        command(*args), cwd=here, env=environment(), stdout=subprocess.DEVNULL, stderr=writing
+    )
+    os.close(writing)
+    try:
+        with os.fdopen(reading) as lines:
+            assert any('"progress"' in line for line in lines)
+            process.send_signal(signal.SIGINT)
+            told = [json.loads(line) for line in lines]
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    (error,) = (event for event in told if event["event"] == "error")
+    assert error["kind"] == "stopped"
+    assert re.match(r"stopped after .* of 3 000 queries; .*hits.* was not written", error["message"])
+    assert sorted(path.name for path in here.iterdir()) == ["q.npy", "x.npy"]
+
+
 class Slow:
     """A build that writes its events into a pipe of one page and stands still while nobody reads."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
@@ -159,7 +160,7 @@ def test_search_json_has_null_where_there_is_no_hit(here: Path) -> None:
     assert result["distances"] == [0.0, 2.0, 2.0, None, None]
 
 
-@pytest.mark.parametrize("suffix", ["npz", "h5", "zarr"])
+@pytest.mark.parametrize("suffix", ["npz", "h5", "zarr", "parquet"])
 def test_search_out_holds_what_is_printed(collection: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"hits.{suffix}"
     args = ("search", "my.ooc", "q.npy", "-k", "3", "--nprobe", "16")
@@ -173,6 +174,11 @@ def test_search_out_holds_what_is_printed(collection: Path, tmp_path: Path, suff
         with h5py.File(out) as file:
             distances, ids = file["distances"][:], file["ids"][:]
             settings = json.loads(file.attrs["settings"])
+    elif suffix == "parquet":
+        table = pq.read_table(out)
+        distances, ids = (np.array(table[name].to_pylist()) for name in ("distances", "ids"))
+        distances = distances.astype(np.float32)
+        settings = json.loads(table.schema.metadata[b"settings"])
     else:
         group: Any = zarr.open_group(out, mode="r")
         distances, ids, settings = group["distances"][:], group["ids"][:], group.attrs["settings"]
@@ -203,14 +209,27 @@ def test_search_that_fails_midway_leaves_no_file_and_no_half_document(
     collection: Path, tmp_path: Path
 ) -> None:
     queries = np.zeros((600, 16), np.float32)
-    queries[500, 3] = np.nan  # in the second block
+    queries[500, 3] = np.nan
     np.save(tmp_path / "bad.npy", queries)
     bad = str(tmp_path / "bad.npy")
-    done = run("search", "my.ooc", bad, "--out", str(tmp_path / "h.npz"), "--quiet", cwd=collection)
+    out = ("--out", str(tmp_path / "h.npz"), "--batch", "400")  # it is in the second batch
+    done = run("search", "my.ooc", bad, *out, "--quiet", cwd=collection)
     assert done.returncode == 4
     assert [path.name for path in tmp_path.iterdir()] == ["bad.npy"]
     done = run("search", "my.ooc", bad, "--json", cwd=collection)
     assert json.loads(done.stdout)["error"]["kind"] == "query-values"
+
+
+def test_search_out_json_and_progress(collection: Path, tmp_path: Path) -> None:
+    args = ("search", "my.ooc", "x.npy", "--out", str(tmp_path / "hits.parquet"), "--batch", "1000")
+    done = run(*args, "--json", "--log-json", cwd=collection)
+    figures = json.loads(done.stdout)
+    assert (figures["nq"], figures["k"], figures["out"]) == (3000, 10, args[4])
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [e["done"] for e in events if e["event"] == "progress"] == [1000, 2000, 3000]
+    told = run(*args, "--overwrite", cwd=collection).stderr
+    assert re.search(r"search +started +3 000 queries", told)
+    assert re.search(r"search +done in .*3 000 queries", told)
 
 
 def test_a_reader_that_leaves_early_is_no_error(collection: Path) -> None:

@@ -222,6 +222,9 @@ MADE_KINDS = {
     for kind in ("metric", "copy_vectors", "copy_dtype", "spill", "on_bad", "threads", "shard_rows", "nprobe")
 } | {
     ("ArgumentError", "rerank"),
+    ("ArgumentError", "k"),
+    ("ArgumentError", "first"),
+    ("ArgumentError", "batch"),
     ("ConflictError", "convert-source-differs"),
     ("ConflictError", "convert-settings-differs"),
     ("MissingExtraError", "missing-extra"),

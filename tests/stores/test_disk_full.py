@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 import ooc
-from ooc.cli.hits import open_hits
 from ooc.durable import DurableFile
+from ooc.search.hits import open_hits
 from ooc.stores.convert import convert
 
 X = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
@@ -76,19 +77,23 @@ def test_the_last_chunk_counts_whole_when_the_disk_is_measured(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("limit", [0, 100_000])
-@pytest.mark.parametrize("name", ["r.npz", "r.h5", "r.zarr"])
+@pytest.mark.parametrize("name", ["r.npz", "r.h5", "r.zarr", "r.parquet"])
 def test_results_that_cannot_be_written_leave_nothing(tmp_path: Path, name: str, limit: int) -> None:
     hits = np.zeros((1000, 100), np.float32)
 
     def write() -> None:
-        with open_hits(str(tmp_path / name), shape=(4000, 100), settings={}) as out:
+        with open_hits(tmp_path / name, shape=(4000, 100), settings={}) as out:
             for start in range(0, 4000, 1000):
                 # Not compressible to nothing.
-                out.write(start, hits, np.random.default_rng(start).integers(0, 2**60, hits.shape))
+                out.write(hits, np.random.default_rng(start).integers(0, 2**60, hits.shape))
 
+    write()  # imports what it needs
+    shutil.rmtree(tmp_path / name) if name == "r.zarr" else (tmp_path / name).unlink()
+    before = open_files()
     with no_file_beyond(limit), pytest.raises(ooc.ResourceError, match=r"r\."):
         write()
     assert list(tmp_path.iterdir()) == []
+    assert open_files() == before
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

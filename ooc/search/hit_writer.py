@@ -1,0 +1,135 @@
+"""A file of search results in the making: grows under a temporary name, appears whole or not at all.
+
+The formats are in ``hits``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ooc.durable import partial_name, remove_tree, rename, translated
+from ooc.errors import ResourceError
+from ooc.stores.write import lock_for_writing, remove_unlocked
+from ooc.types import FloatArray, IntArray
+from ooc.units import format_bytes
+
+__all__ = ["HitWriter"]
+
+
+class HitWriter(ABC):
+    """A file of results in the making; a context manager that publishes it when the block ends well.
+
+    Parameters
+    ----------
+    path : Path
+        Absolute; its suffix is the format's.
+    shape : (nq, k)
+    settings : mapping
+        JSON-ready; kept with the results.
+
+    Attributes
+    ----------
+    n : int
+        Queries whose results were written.
+    """
+
+    #: Bytes of results that are on disk twice while the file is finished, of the 12 a hit has.
+    twice = 0
+
+    def __init__(self, path: Path, shape: tuple[int, int], settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.shape = shape
+        self.settings = json.dumps(dict(settings))
+        self.partial = partial_name(path)
+        self.n = 0
+        self._lock = -1
+        with translated(path, "creating"):
+            remove_unlocked(self.partial)
+            self._see_room()
+            try:
+                self._open()
+                self._lock = lock_for_writing(self.partial)
+            except BaseException:
+                self._discard()
+                raise
+
+    def _see_room(self) -> None:
+        """Before the work, not after hours of it."""
+        needed = self.shape[0] * self.shape[1] * (12 + self.twice)
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise ResourceError(
+                f"{self.path} needs {format_bytes(needed)} and {format_bytes(free)} are free on its disk",
+                kind="disk-full",
+                hint="Free some space, or name a file on another disk.",
+            )
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Begin the partial file or directory."""
+
+    def write(self, distances: FloatArray, ids: IntArray) -> None:
+        """The results of the queries that follow on those of the last call."""
+        with translated(self.path, "writing"):
+            self._write(distances, ids)
+        self.n += len(ids)
+
+    @abstractmethod
+    def _write(self, distances: FloatArray, ids: IntArray) -> None: ...
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Complete what is partial, bring it to the disk, and give it its name."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Close what is open; nothing of it is wanted any more."""
+
+    def _publish(self) -> None:
+        if self.path.is_dir() and not self.path.is_symlink():
+            remove_tree(self.path)
+        elif self.partial.is_dir() and os.path.lexists(self.path):
+            self.path.unlink()  # a directory does not take the place of a file
+        self._unlock()  # or HDF5 would keep a reader out that is quick
+        rename(self.partial, self.path)
+
+    def _discard(self) -> None:
+        """Remove what is unfinished."""
+        try:
+            self._release()
+            if self.partial.is_dir():
+                remove_tree(self.partial)
+            else:
+                self.partial.unlink(missing_ok=True)
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._discard()
+            return
+        try:
+            with translated(self.path, "writing"):
+                self._finish()
+        except BaseException:
+            self._discard()
+            raise
+        self._release()
+        self._unlock()

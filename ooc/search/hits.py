@@ -1,0 +1,333 @@
+"""Search results into a file, block by block: ``distances`` (float32) and ``ids`` (int64), each (nq, k).
+
+The file, or the directory of a Zarr group, grows under a temporary name and appears under its own when
+it is whole and on the disk. Nothing is compressed: how much room is needed is known before the first
+search, and Zarr and HDF5 results can be memory-mapped like any store.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from ooc.durable import DurableFile, RowsFile, make_directory, write_json
+from ooc.errors import ArgumentError, ConflictError, MissingExtraError
+from ooc.search.hit_writer import HitWriter
+from ooc.stores.write import (
+    HDF5_SUFFIXES,
+    ZARR_SUFFIXES,
+    default_chunk_rows,
+    existing_parent,
+)
+from ooc.stores.write_arrow import PARQUET_SUFFIXES
+from ooc.types import AnyArray, FloatArray, IntArray, PathOrStr
+
+if TYPE_CHECKING:
+    from ooc.stores.write_zarr import ZarrWriter
+
+__all__ = ["SUFFIXES", "check_out", "open_hits"]
+
+SUFFIXES = (".npz", *HDF5_SUFFIXES, *ZARR_SUFFIXES, *PARQUET_SUFFIXES)
+
+#: ``ids`` under the name that benchmarks of nearest neighbours give it (HDF5 alone has links).
+_ALIAS = "neighbors"
+
+_ARRAYS = ("distances", "ids")
+
+
+class _Sink(io.RawIOBase):
+    """A durable file for libraries that write front to back.
+
+    After ``drop`` it takes everything and keeps nothing: they cannot be closed without a last write.
+    """
+
+    def __init__(self, file: DurableFile) -> None:
+        self._file: DurableFile | None = file
+
+    def drop(self) -> None:
+        self._file = None
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.written if self._file else 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        if self._file is not None:
+            self._file.write(view)
+        return len(view)
+
+
+class _Npz(HitWriter):
+    """A zip takes one member at a time: the smaller array waits beside it, in a file without a name."""
+
+    twice = 4
+    _scratch: IO[bytes] | None = None
+    _file: DurableFile | None = None
+
+    def _open(self) -> None:
+        self._scratch = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - closed by _release
+        self._file = DurableFile(self.path)
+        self._sink = _Sink(self._file)
+        self._archive = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_STORED)
+        self._ids = self._member("ids", np.dtype(np.int64))
+
+    def _member(self, name: str, dtype: np.dtype[Any]) -> IO[bytes]:
+        member = self._archive.open(f"{name}.npy", "w", force_zip64=True)
+        header = {"descr": dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        return member
+
+    def _write(self, distances: FloatArray, ids: IntArray) -> None:
+        assert self._scratch is not None
+        self._ids.write(np.ascontiguousarray(ids).data)
+        self._scratch.write(np.ascontiguousarray(distances).data)
+
+    def _finish(self) -> None:
+        assert self._scratch is not None
+        assert self._file is not None
+        self._ids.close()
+        self._scratch.seek(0)
+        with self._member("distances", np.dtype(np.float32)) as member:
+            shutil.copyfileobj(self._scratch, member, 1 << 20)
+        with self._archive.open("settings.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(self.settings))
+        self._archive.close()
+        self._file.commit()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._sink.drop()
+            if hasattr(self, "_ids"):
+                self._ids.close()
+            self._archive.close()
+            self._file.abandon()
+        if self._scratch is not None:
+            try:
+                self._scratch.close()
+            except OSError:  # of a full disk, with its buffer: nothing in it is wanted
+                self._scratch = None
+
+
+class _Hdf5(HitWriter):
+    """Two contiguous datasets whose places are known once HDF5 has made them: it is not needed after."""
+
+    _file: RowsFile | None = None
+
+    def _open(self) -> None:
+        import h5py
+
+        from ooc.stores.write_hdf5 import create_contiguous
+
+        nq, k = self.shape
+        with h5py.File(self.partial, "w") as file:
+            file.attrs["settings"] = self.settings
+            create_contiguous(file, "distances", n=nq, d=k, dtype=np.dtype(np.float32))
+            create_contiguous(file, "ids", n=nq, d=k, dtype=np.dtype(np.int64))
+            file[_ALIAS] = file["ids"]
+        with h5py.File(self.partial, "r") as file:
+            self._at = [int(file[name].id.get_offset()) for name in _ARRAYS]
+        self._file = RowsFile(self.partial, b"", self.partial.stat().st_size)
+
+    def _write(self, distances: FloatArray, ids: IntArray) -> None:
+        assert self._file is not None
+        arrays: tuple[AnyArray, ...] = (distances, ids)
+        for at, array in zip(self._at, arrays, strict=True):
+            begin = self.n * self.shape[1] * array.itemsize
+            self._file.write(at + begin, np.ascontiguousarray(array))
+
+    def _finish(self) -> None:
+        assert self._file is not None
+        self._file.flush()
+        self._file.close()
+        self._publish()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Zarr(HitWriter):
+    """A group of two arrays, each written as a store of its own."""
+
+    def _open(self) -> None:
+        from ooc.stores.write_zarr import ZarrWriter
+
+        self._arrays: list[ZarrWriter] = []
+        make_directory(self.partial)
+        write_json(
+            self.partial / "zarr.json",
+            {
+                "zarr_format": 3,
+                "node_type": "group",
+                "attributes": {"settings": json.loads(self.settings)},
+            },
+        )
+        nq, k = self.shape
+        rows = default_chunk_rows(8 * k, nq)
+        for name, dtype in (("distances", np.float32), ("ids", np.int64)):
+            self._arrays.append(
+                ZarrWriter(
+                    self.partial / name, None, d=k, dtype=np.dtype(dtype), append=False, chunk_rows=rows
+                )
+            )
+
+    def _write(self, distances: FloatArray, ids: IntArray) -> None:
+        self._arrays[0].append(distances)
+        self._arrays[1].append(ids)
+
+    def _finish(self) -> None:
+        for array in self._arrays:
+            array.close()
+        self._publish()
+
+    def _release(self) -> None:
+        for array in getattr(self, "_arrays", ()):
+            array.abandon()
+
+
+class _Parquet(HitWriter):
+    """A row a query, with two columns of fixed-size lists; row groups of some MiB."""
+
+    _file: DurableFile | None = None
+
+    def _open(self) -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"{self.path} cannot be written: the package pyarrow is not installed",
+                hint="pip install 'ooc[parquet]', or name a file of another kind.",
+            ) from error
+        nq, k = self.shape
+        self._types = {"ids": pa.list_(pa.int64(), k), "distances": pa.list_(pa.float32(), k)}
+        self._schema = pa.schema(
+            [pa.field(name, kind, nullable=False) for name, kind in self._types.items()],
+            metadata={"settings": self.settings},
+        )
+        self._group_rows = default_chunk_rows(8 * k, nq)
+        self._held: list[tuple[FloatArray, IntArray]] = []
+        self._file = DurableFile(self.path)
+        self._sink = _Sink(self._file)
+        self._writer = pq.ParquetWriter(
+            self._sink, self._schema, compression="none", use_dictionary=False, write_statistics=False
+        )
+
+    def _write(self, distances: FloatArray, ids: IntArray) -> None:
+        self._held.append((distances, ids))
+        if sum(len(part) for _, part in self._held) >= self._group_rows:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+
+        held, self._held = self._held, []
+        if not held:
+            return
+        distances, ids = (np.concatenate(parts).reshape(-1) for parts in zip(*held, strict=True))
+        columns = [
+            pa.FixedSizeListArray.from_arrays(pa.array(values), type=self._types[name])
+            for name, values in (("ids", ids), ("distances", distances))
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+
+    def _finish(self) -> None:
+        assert self._file is not None
+        self._write_group()
+        self._writer.close()
+        self._file.commit()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._sink.drop()
+            if hasattr(self, "_writer"):
+                self._writer.close()
+            self._file.abandon()
+
+
+def check_out(path: PathOrStr, *, overwrite: bool = False) -> Path:
+    """Where results go, absolute, seen to be a place for them.
+
+    Raises
+    ------
+    ArgumentError, ConflictError
+        See ``open_hits``.
+    """
+    name = Path(path)
+    if name.suffix.lower() not in SUFFIXES:
+        raise ArgumentError(
+            f"{name} has a name that no file of results has",
+            kind="out-name",
+            hint=f"End it in one of {', '.join(SUFFIXES)}.",
+        )
+    target = existing_parent(name.expanduser())
+    if not os.path.lexists(target):
+        return target
+    if not overwrite:
+        raise ConflictError(
+            f"{target} exists",
+            kind="out-exists",
+            hint="Name another file, or replace it with overwrite=True, --overwrite on the command line.",
+        )
+    if not _is_replaceable(target):
+        raise ConflictError(
+            f"{target} holds something else than results of a search: it is not replaced",
+            kind="out-exists",
+            hint="Name another file.",
+        )
+    return target
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether nothing but results is lost with what is there; damaged files are not missed."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        members = {entry.name for entry in path.iterdir()}
+        return suffix in ZARR_SUFFIXES and "zarr.json" in members <= {"zarr.json", *_ARRAYS}
+    if suffix not in HDF5_SUFFIXES:
+        return True
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return set(file) <= {*_ARRAYS, _ALIAS}
+    except OSError:
+        return True
+
+
+def open_hits(
+    path: PathOrStr, *, shape: tuple[int, int], settings: Mapping[str, Any], overwrite: bool = False
+) -> HitWriter:
+    """A writer of results whose format the suffix says.
+
+    Raises
+    ------
+    ArgumentError
+        When the suffix is not one of ``SUFFIXES``, or the directory is missing.
+    ConflictError
+        When something is there and shall not be overwritten, or holds something else than results; or
+        when another search writes it at this moment.
+    MissingExtraError
+        When the package that writes the format is not installed.
+    ResourceError
+        When the disk is too small, or refuses.
+    """
+    target = check_out(path, overwrite=overwrite)
+    suffix = target.suffix.lower()
+    if suffix in PARQUET_SUFFIXES:
+        return _Parquet(target, shape, settings)
+    if suffix in ZARR_SUFFIXES:
+        return _Zarr(target, shape, settings)
+    return (_Hdf5 if suffix in HDF5_SUFFIXES else _Npz)(target, shape, settings)

@@ -1,8 +1,10 @@
 """k-means on a sample that lies on disk, the same bits at any number of threads.
 
 Lloyd's algorithm from rows drawn at random, a block of rows at a time: only the centroids, their sums
-and a few numbers for each row are in memory. Centroids find their regions on few rows and their places
-on many: the first passes go over an eighth of the sample, the last over all. With many centroids
+and a few numbers for each row are in memory. It begins with a third more centroids than are wanted, and
+after two passes those go whose rows lose least by moving to the next one: so what the draw left out is
+found, and what it took twice goes. Centroids find their regions on few rows and their places on many: the
+first passes go over an eighth of the sample, the last over all. With many centroids
 a pass is cheap besides: one finds the few centroids that look near to each row through a sketch
 (``ooc.engine.Nearest``) and keeps their numbers, and the next compares the row with the same few where
 they have moved to. Few rows leave that few.
@@ -29,7 +31,10 @@ NumberArray = NDArray[np.int32]
 _BLOCK = 1024
 #: Passes over the sample: whether each looks for near centroids anew, and which part of the rows it takes:
 #: the first half, quarter or eighth.
-_PASSES = ((True, 8), (False, 8), (True, 4), (False, 4), (True, 2), (True, 1))
+_PASSES = ((True, 8), (True, 8), (True, 4), (False, 4), (True, 2), (True, 1))
+#: So many passes are made with more centroids than are wanted, by this share.
+_PASSES_WITH_MORE = 2
+_MORE = 0.3
 #: Fewer rows of a list than this, at the mean, are too few for a pass.
 _LEAST_PER_LIST = 16
 #: Centroids that are kept of each row of the sample between passes, where there are many.
@@ -80,7 +85,8 @@ def kmeans(
     rng = np.random.default_rng([seed, k])
     if sample.n <= k:
         return _finish(sample.take(np.arange(k) % sample.n), metric)
-    centroids = _finish(sample.take(np.sort(rng.choice(sample.n, k, replace=False))), metric)
+    begin = min(k + int(_MORE * k), sample.n)
+    centroids = _finish(sample.take(np.sort(rng.choice(sample.n, begin, replace=False))), metric)
     near: dict[int, NumberArray | None] = {}
     done = 0
     for number, (anew, every, keep) in enumerate(_passes(sample.n, k)):
@@ -89,17 +95,24 @@ def kmeans(
         first = -(-sample.n // every)
         order = range(-(-first // _BLOCK))[:: -1 if backwards else 1]
         assigner = Assigner(centroids, metric, sketch=anew)
+        last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
         blocks = (
             (x, None if anew else near[at])
             for at, x in zip(order, sample.iterate(_BLOCK, first=first, backwards=backwards), strict=True)
         )
-        sums, counts = np.zeros_like(centroids), np.zeros(k, np.int64)
-        placed = in_order(pool, partial(_place, assigner=assigner), blocks, threads)
-        for at, (x, labels, few) in zip(order, placed, strict=True):
-            near[at] = few if keep else None
+        sums, counts = np.zeros_like(centroids), np.zeros(len(centroids), np.int64)
+        losses = np.zeros(len(centroids))
+        place = partial(_place, assigner=assigner, keep=keep, losing=last_with_more)
+        for at, (x, labels, few, lost) in zip(order, in_order(pool, place, blocks, threads), strict=True):
+            near[at] = few
             _add(x, labels, sums, counts)
+            if lost is not None:
+                losses += np.bincount(labels, lost, len(losses))
             done += len(x)
             progress(done)
+        if last_with_more:
+            best = np.sort(np.argsort(-losses, kind="stable")[:k])
+            sums, counts = sums[best], counts[best]
         centroids = _moved(sums, counts, metric)
     return centroids
 
@@ -122,16 +135,23 @@ def _passes(n: int, k: int) -> list[tuple[bool, int, bool]]:
 
 
 def _place(
-    block: tuple[FloatArray, NumberArray | None], assigner: Assigner
-) -> tuple[FloatArray, IntArray, NumberArray | None]:
-    """The rows, their lists, and the centroids among which these were found, where they are kept."""
+    block: tuple[FloatArray, NumberArray | None], assigner: Assigner, *, keep: bool, losing: bool
+) -> tuple[FloatArray, IntArray, NumberArray | None, FloatArray | None]:
+    """The rows and their lists.
+
+    And the centroids among which these were found, where they are to be kept and are few; and where it is
+    asked what the rows would lose, how much farther the next centroid is.
+    """
     x, few = block
+    if losing:
+        labels, lost = assigner.assign_and_next(x)
+        return x, labels, None, lost
     if few is not None:
-        return x, assigner.among(x, few), few
-    found = assigner.nearest(x, _KEPT)
+        return x, assigner.among(x, few), few if keep else None, None
+    found = assigner.nearest(x, _KEPT) if keep else None
     if found is None:
-        return x, assigner.assign(x), None
-    return x, found[:, 0], found.astype(np.int32)
+        return x, assigner.assign(x), None, None
+    return x, found[:, 0], found.astype(np.int32), None
 
 
 def _add(x: FloatArray, labels: IntArray, sums: FloatArray, counts: IntArray) -> None:

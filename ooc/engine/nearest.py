@@ -67,6 +67,11 @@ class Nearest:
     Nearest is the largest product for ``ip`` and ``cosine`` (unit centroids), the smallest distance
     for ``l2``. The same centroids give the same sketch, and a row the same answer in any block.
     Safe from several threads; each call uses the calling thread alone if that is its setting.
+
+    Attributes
+    ----------
+    margin : float
+        Centroids that look farther than the nearest one by more than this are not compared.
     """
 
     def __init__(self, exact: Exact, metric: Metric) -> None:
@@ -77,7 +82,7 @@ class Nearest:
             self._basis, sketch = _project(exact.rows, self._l2)
             self._scan = self._index(sketch)
             self._top = min(_CANDIDATES, k)
-            self._margin = np.float32(_MARGIN * self._spread())
+            self.margin = float(_MARGIN * self._spread())
 
     def _index(self, sketch: FloatArray) -> Any:
         k, m = sketch.shape
@@ -122,7 +127,7 @@ class Nearest:
         looks, numbers = self._scan.search(np.ascontiguousarray(x @ self._basis), self._top)
         if every:
             return numbers, self._exact.compare(x, numbers)
-        far = looks > looks[:, :1] + self._margin if self._l2 else looks < looks[:, :1] - self._margin
+        far = looks > looks[:, :1] + self.margin if self._l2 else looks < looks[:, :1] - self.margin
         numbers[far] = -1
         return numbers, self._exact.compare(x, numbers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ooc.build.assign import sketched
 from ooc.build.kmeans import rows_looked_at
 from ooc.build.plan import Plan
 
@@ -19,16 +20,17 @@ STAGES = {
 def shares(plan: Plan, operation: str) -> dict[str, float]:
     """What part of the time each stage is expected to take, from operations and bytes."""
     stages = STAGES[operation]
-    multiply = 1 / 150e9  # seconds an operation of a matrix product takes
     byte = 1 / 800e6
-    pick = 8e-5  # a row here and there
+    pick = 8e-6  # a row here and there
     values = plan.n * plan.d
     lists = plan.n * (plan.code_size + 8)
+    # A row is assigned through a sketch, or by a product with all centroids.
+    place = plan.d * (1e-8 if sketched(plan.nlist, plan.d) else 2 * plan.nlist / 150e9)
     seconds = {
         "plan": 0.1,
         "sample": plan.sample_rows * pick,
-        "train": 2 * rows_looked_at(plan.sample_rows, plan.nlist) * plan.d * plan.nlist * multiply,
-        "fill": 2 * values * plan.nlist * multiply + values * 1.5e-8 + plan.n * 4e-6,
+        "train": 1.2 * rows_looked_at(plan.sample_rows, plan.nlist) * place,
+        "fill": plan.n * place + values * 1e-8,
         "merge": 2 * lists * byte + 0.1,
         "publish": 0.1,
     }

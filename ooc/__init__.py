@@ -34,6 +34,7 @@ from ooc.errors import (
 
 if TYPE_CHECKING:
     from ooc.build.plan import Plan, plan
+    from ooc.evaluation.exact import exact
     from ooc.search.searcher import Index, open_index
     from ooc.stores import Store, create_store, open_store
     from ooc.stores.convert import convert
@@ -58,6 +59,7 @@ __all__ = [
     "build",
     "convert",
     "create_store",
+    "exact",
     "fill",
     "merge",
     "open_index",
@@ -74,6 +76,7 @@ _LAZY = {
     "Store": "ooc.stores",
     "convert": "ooc.stores.convert",
     "create_store": "ooc.stores",
+    "exact": "ooc.evaluation.exact",
     "open_index": "ooc.search.searcher",
     "open_store": "ooc.stores",
     "plan": "ooc.build.plan",

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -257,8 +257,8 @@ class _Parquet(HitWriter):
             self._file.abandon()
 
 
-def check_out(path: PathOrStr, *, overwrite: bool = False) -> Path:
-    """Where results go, absolute, seen to be a place for them.
+def check_out(path: PathOrStr, *, overwrite: bool = False, suffixes: Sequence[str] = SUFFIXES) -> Path:
+    """Where results go, absolute, seen to be a place for them: its name ends in one of ``suffixes``.
 
     Raises
     ------
@@ -266,11 +266,11 @@ def check_out(path: PathOrStr, *, overwrite: bool = False) -> Path:
         See ``open_hits``.
     """
     name = Path(path)
-    if name.suffix.lower() not in SUFFIXES:
+    if name.suffix.lower() not in suffixes:
         raise ArgumentError(
             f"{name} has a name that no file of results has",
             kind="out-name",
-            hint=f"End it in one of {', '.join(SUFFIXES)}.",
+            hint=f"End it in one of {', '.join(suffixes)}.",
         )
     target = existing_parent(name.expanduser())
     if not os.path.lexists(target):

@@ -1,0 +1,218 @@
+"""The exact nearest of many queries among rows that come by once, block by block.
+
+A matrix product gives every row a score for every query. Its rounding error has a bound, and a row is
+passed over only where its score is worse than the k-th best distance so far by more than that bound; what is
+left is compared exactly at once, while the block is in memory. So nothing is read twice, and what comes
+out does not depend on the order of the additions in a product, nor on threads or block sizes.
+
+The bound is that of a dot product of d float32 numbers, d·2⁻²⁴ of the product of the lengths (Higham,
+Accuracy and Stability of Numerical Algorithms, section 3.1), with room for what else is rounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ooc.build.rows import prepare
+from ooc.engine import pairs
+from ooc.search.best import worst
+from ooc.types import AnyArray, FloatArray, IntArray, Metric
+from ooc.vectors import normalise
+
+__all__ = ["Found", "Sweep"]
+
+#: Queries that are multiplied together with a block of rows.
+_TILE = 512
+#: float32 numbers are rounded by at most this part of their size.
+_ROUNDED = 2.0**-24
+#: Squared lengths outside of these lose digits in float32, or overflow.
+_SMALL, _LARGE = np.float32(1e-30), np.float32(1e30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a block of rows has for the queries.
+
+    Attributes
+    ----------
+    tiles : list of (queries, ids, keys)
+        For each tile of queries, pairs that may be among the best: the query's number in its tile, the
+        row's number, and its distance, negated for similarities so that less is better.
+    bad : (b,) int64
+        Numbers of rows with NaN or infinity, which are passed over.
+    """
+
+    tiles: list[tuple[IntArray, IntArray, FloatArray]]
+    bad: IntArray
+
+
+class Sweep:
+    """The ``k`` nearest rows of each query, of all the blocks that are looked at.
+
+    ``look`` is safe from several threads at once; ``take`` is for one. Blocks may come in any order.
+
+    Parameters
+    ----------
+    xq : (nq, d) float32
+        C-contiguous and finite; of unit length where the metric is cosine.
+    k : int
+        Neighbours wanted.
+    metric : {"l2", "ip", "cosine"}
+    own : (nq,) int64, optional
+        The row that each query is, which is left out of its answer; -1 for none.
+    """
+
+    def __init__(self, xq: FloatArray, k: int, metric: Metric, own: IntArray | None = None) -> None:
+        nq, d = xq.shape
+        self._xq, self._k, self._metric, self._own = xq, k, metric, own
+        # Distances do not change where everything is moved; near the origin they lose fewer digits.
+        self._centre = xq.mean(axis=0, dtype=np.float64).astype(np.float32) if metric == "l2" and nq else None
+        # Scores are products of these and the rows, less is better: -q·x, or |x|² - 2 q·x with |x|² as
+        # one more dimension of x.
+        if self._centre is None:
+            self._factors = -xq
+            squares = np.einsum("ij,ij->i", xq, xq, dtype=np.float64)
+            self._offset = np.zeros(nq)
+        else:
+            self._factors = np.empty((nq, d + 1), np.float32)
+            moved = np.subtract(xq, self._centre, out=self._factors[:, :d])
+            squares = np.einsum("ij,ij->i", moved, moved, dtype=np.float64)
+            moved *= -2
+            self._factors[:, d] = 1
+            self._offset = squares
+        self._length = np.sqrt(squares)
+        # Of the score and of the distance; a cosine has the rounding of both lengths besides.
+        self._error = (4 if metric == "cosine" else 2) * (d + 8) * _ROUNDED
+        self._tiles = [slice(first, min(first + _TILE, nq)) for first in range(0, nq, _TILE)]
+        # The k-th best so far, by tile: replaced as a whole, so that other threads see one or the other.
+        self._worst = [np.full(tile.stop - tile.start, np.inf) for tile in self._tiles]
+        self._keys = np.full((nq, k), np.inf, np.float32)
+        self._ids = np.full((nq, k), -1, np.int64)
+        self._waiting: list[list[tuple[IntArray, IntArray, FloatArray]]] = [[] for _ in self._tiles]
+        self._waiting_count = [0] * len(self._tiles)
+
+    @staticmethod
+    def query_bytes(d: int, k: int) -> int:
+        """Private memory for each query, its own vector not counted."""
+        return 4 * (d + 1) + 12 * k + 30 * k
+
+    def look(self, start: int, rows: AnyArray) -> Found:
+        """What may be among the nearest, of the rows ``(m, d)`` that begin with number ``start``."""
+        prepared = prepare(rows, "l2")
+        x, bad = prepared.x, prepared.bad
+        with np.errstate(over="ignore", invalid="ignore"):
+            y, longest = self._operand(x)
+            squares = pairs(x, _count(x), x, _count(x), "ip") if self._metric == "cosine" else None
+            tiles = [
+                self._look(tile, self._worst[i], start, x, y, longest, squares, bad)
+                for i, tile in enumerate(self._tiles)
+            ]
+        return Found(tiles=tiles, bad=bad + start)
+
+    def _operand(self, x: FloatArray) -> tuple[FloatArray, float]:
+        """Rows as the scores are made of them, and the length of the longest."""
+        if self._metric == "cosine":
+            return normalise(x)[0], 1.0
+        if self._centre is None:
+            return x, float(np.sqrt(np.einsum("ij,ij->i", x, x).max()))
+        y = np.empty((len(x), x.shape[1] + 1), np.float32)
+        moved = np.subtract(x, self._centre, out=y[:, :-1])
+        np.einsum("ij,ij->i", moved, moved, out=y[:, -1])
+        return y, float(np.sqrt(y[:, -1].max()))
+
+    def _look(
+        self,
+        tile: slice,
+        kth: AnyArray,
+        start: int,
+        x: FloatArray,
+        y: FloatArray,
+        longest: float,
+        squares: FloatArray | None,
+        bad: IntArray,
+    ) -> tuple[IntArray, IntArray, FloatArray]:
+        scores = self._factors[tile] @ y.T
+        if len(bad):
+            scores[:, bad] = np.inf
+        length = self._length[tile]
+        # l2: of what is squared; else of what is multiplied.
+        error = self._error * ((length + longest) ** 2 if self._centre is not None else length * longest)
+        least = self._k + (self._own is not None)
+        limit = _up(kth - self._offset[tile] + error)
+        # Written so that scores which overflowed to NaN are looked at.
+        near = ~(scores > limit[:, None])
+        if least < len(x) and np.count_nonzero(near) > (4 * least + 64) * len(near):
+            # The k best of this block alone bound the k-th best, too.
+            within = np.partition(scores, least - 1, axis=1)[:, least - 1]
+            near &= ~(scores > _up(within + 2 * error)[:, None])
+        if len(bad):
+            near[:, bad] = False
+        query, row = np.nonzero(near)
+        if self._own is not None:
+            other = self._own[tile][query] != row + start
+            query, row = query[other], row[other]
+        keys = self._exact(query + tile.start, row, x, squares)
+        better = ~(keys > kth[query])
+        return query[better], row[better] + start, keys[better]
+
+    def _exact(
+        self, query: IntArray, row: IntArray, x: FloatArray, squares: FloatArray | None
+    ) -> FloatArray:
+        """Distances of pairs, computed as a search computes them; less is better."""
+        found = pairs(self._xq, query, x, row, self._metric)
+        if squares is not None:
+            of = squares[row]
+            odd = np.flatnonzero((of < _SMALL) | ~(of < _LARGE))
+            found /= np.sqrt(np.where(of == 0, 1, of))
+            if len(odd):
+                unit = normalise(x[row[odd]])[0]
+                found[odd] = pairs(self._xq, query[odd], unit, _count(unit), self._metric)
+        return found if self._metric == "l2" else -found
+
+    def take(self, found: Found) -> None:
+        """Add what ``look`` found."""
+        for i, (query, ids, keys) in enumerate(found.tiles):
+            if not len(query):
+                continue
+            self._waiting[i].append((query, ids, keys))
+            self._waiting_count[i] += len(query)
+            # Seldom, since putting in order takes long; before the first k are there, at once.
+            if self._waiting_count[i] > len(self._worst[i]) * self._k // 2 or np.isinf(self._worst[i]).any():
+                self._merge(i)
+
+    def _merge(self, i: int) -> None:
+        tile, waiting = self._tiles[i], self._waiting[i]
+        self._waiting[i], self._waiting_count[i] = [], 0
+        if not waiting:
+            return
+        k, ids, keys = self._k, self._ids[tile], self._keys[tile]
+        there = ids >= 0
+        query = np.concatenate([np.nonzero(there)[0], *(part[0] for part in waiting)])
+        all_ids = np.concatenate([ids[there], *(part[1] for part in waiting)])
+        all_keys = np.concatenate([keys[there], *(part[2] for part in waiting)])
+        order = np.lexsort((all_ids, all_keys, query))
+        query = query[order]
+        rank = np.arange(len(query)) - np.searchsorted(query, np.arange(len(ids)))[query]
+        order, query, rank = order[rank < k], query[rank < k], rank[rank < k]
+        ids[query, rank], keys[query, rank] = all_ids[order], all_keys[order]
+        full = ids[:, k - 1] >= 0
+        self._worst[i] = np.where(full, keys[:, k - 1], np.inf).astype(np.float64)
+
+    def result(self) -> tuple[FloatArray, IntArray]:
+        """Distances and ids ``(nq, k)``, best first, ties by id; ids -1 where there are fewer rows."""
+        for i in range(len(self._tiles)):
+            self._merge(i)
+        found = self._keys if self._metric == "l2" else -self._keys
+        found[self._ids < 0] = worst(self._metric)
+        return found, self._ids
+
+
+def _up(limit: AnyArray) -> FloatArray:
+    """float64 numbers as float32 that are not below them."""
+    return np.nextafter(limit.astype(np.float32), np.float32(np.inf))
+
+
+def _count(x: AnyArray) -> IntArray:
+    return np.arange(len(x), dtype=np.int64)

@@ -81,9 +81,10 @@ def test_ties_are_in_the_order_of_ids_whatever_the_blocks(
     which = rng.integers(0, n, nq)
     xq = x[which]
     if metric == "cosine":
-        # Of equal length, so that cosines of equal products are equal.
-        x = np.sign(x + 0.5)
-        xq = x[which] / np.float32(np.sqrt(d))
+        # Of equal length, so that cosines of equal products are equal; queries of unit length would
+        # round the products.
+        x = np.sign(x + np.float32(0.5))
+        xq = x[which]
     sweep = Sweep(xq, k, metric, which if own else None)
     starts = list(range(0, n, block))
     rng.shuffle(starts)

@@ -34,6 +34,7 @@ from ooc.errors import (
 
 if TYPE_CHECKING:
     from ooc.build.plan import Plan, plan
+    from ooc.evaluation.evaluate import evaluate
     from ooc.evaluation.exact import exact
     from ooc.search.searcher import Index, open_index
     from ooc.stores import Store, create_store, open_store
@@ -59,6 +60,7 @@ __all__ = [
     "build",
     "convert",
     "create_store",
+    "evaluate",
     "exact",
     "fill",
     "merge",
@@ -76,6 +78,7 @@ _LAZY = {
     "Store": "ooc.stores",
     "convert": "ooc.stores.convert",
     "create_store": "ooc.stores",
+    "evaluate": "ooc.evaluation.evaluate",
     "exact": "ooc.evaluation.exact",
     "open_index": "ooc.search.searcher",
     "open_store": "ooc.stores",

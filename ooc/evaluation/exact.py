@@ -223,9 +223,7 @@ def neighbours(
 
     asked = _Asked(store, ArrayStore(xq), rows, metric)
     plan = _Plan.of(store, asked, k=k, metric=metric, budget=memory_bytes, threads=threads, keep=True, n=n)
-    parts = _parts(
-        store, asked, plan, k=k, metric=metric, on_bad=on_bad, tell=observer, stop=stop, counts={}
-    )
+    parts = _parts(store, asked, plan, k=k, metric=metric, on_bad=on_bad, tell=observer, stop=stop, counts={})
     found = [(distances, ids) for _, distances, ids in parts]
     return np.concatenate([p[0] for p in found]), np.concatenate([p[1] for p in found])
 

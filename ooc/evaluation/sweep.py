@@ -157,9 +157,7 @@ class Sweep:
         better = ~(keys > kth[query])
         return query[better], row[better] + start, keys[better]
 
-    def _exact(
-        self, query: IntArray, row: IntArray, x: FloatArray, squares: FloatArray | None
-    ) -> FloatArray:
+    def _exact(self, query: IntArray, row: IntArray, x: FloatArray, squares: FloatArray | None) -> FloatArray:
         """Distances of pairs, computed as a search computes them; less is better."""
         found = pairs(self._xq, query, x, row, self._metric)
         if squares is not None:

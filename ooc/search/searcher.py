@@ -27,7 +27,7 @@ from ooc.search.queries import as_queries, check_at_least
 from ooc.search.source import Source
 from ooc.search.stream import search_to
 from ooc.search.widen import AllowedInLists, compares_all, widened
-from ooc.stores.base import as_float32
+from ooc.stores.base import Store, as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, PathOrStr, StoreLike
 
 __all__ = ["Index", "open_index"]
@@ -368,6 +368,26 @@ class Index:
             The store is gone.
         """
         return as_float32(self._source.rows().take(np.asarray(ids)))
+
+    def rows(self, *, original: bool = False) -> Store:
+        """Where exact distances are taken from: the index's own rows, where it keeps any, else the store.
+
+        Its rows are numbered as ids are. It stays the index's: do not close it.
+
+        Parameters
+        ----------
+        original : bool
+            The store that was indexed, in any case.
+
+        Raises
+        ------
+        StoreError
+            The store is gone.
+        ConflictError
+            It holds other rows.
+        """
+        self._opened()
+        return self._source.original() if original else self._source.rows()
 
     def info(self) -> dict[str, Any]:
         """What the index is, as a JSON-ready mapping: sizes, lists, plan, training, store."""

@@ -42,6 +42,8 @@ class Source:
         self._name, self._record, self._segment = name, record, segment
         self._lock = threading.Lock()
         self._rows = None if store is None else self._checked(open_store(store))
+        #: The store that was indexed, where it was asked for.
+        self._original = self._rows
 
     def rows(self) -> Store:
         """The rows: the index's own, else the store's.
@@ -59,12 +61,29 @@ class Source:
                 self._rows = own if own is not None else self._checked(self._find())
             return self._rows
 
+    def original(self) -> Store:
+        """The store that was indexed, even where the index has rows of its own.
+
+        Raises
+        ------
+        StoreError, ConflictError
+            As ``rows``.
+        """
+        with self._lock:
+            if self._original is None:
+                has_own = "vectors.npy" in self._segment.record["bytes"]
+                at_hand = None if has_own else self._rows
+                self._original = self._checked(self._find()) if at_hand is None else at_hand
+            return self._original
+
     def close(self) -> None:
         """Close the rows, if they were opened."""
         with self._lock:
-            rows, self._rows = self._rows, None
-        if rows is not None:
-            rows.close()
+            opened = [self._rows, self._original]
+            self._rows = self._original = None
+        for store in opened:
+            if store is not None:
+                store.close()
 
     def _find(self) -> Store:
         uri = self._record["store"]["uri"]

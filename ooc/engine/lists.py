@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ _COARSE_QUERIES = 1024
 
 #: ``parallel_mode`` of a scan: queries are divided among threads, and a query alone has one.
 _BY_QUERIES = 3
+
+#: Where more than one in so many centroids is wanted, all are asked for: it takes less advice.
+_MOST_OF_ALL = 4
+
+#: A header ends with the number of bytes of its lists.
+_END_BYTES = 8
 
 
 def _parameters(nprobe: int, selector: Selector | None) -> Any:
@@ -105,9 +112,13 @@ class DiskLists:
             raise IndexDirError(f"the lists are missing: {lists}", kind="index-damaged") from None
         ends = self.offsets + self.sizes * (self.code_size + ID_BYTES)
         inside = (self.sizes >= 0) & (self.offsets >= 0) & (ends >= self.offsets) & (ends <= size)
-        if not inside.all() or int(self._lists.totsize) != size:
+        with header.open("rb") as file:
+            file.seek(-_END_BYTES, os.SEEK_END)
+            # Of a mapped header that was cut within its last number, faiss reads zeros beyond the end.
+            end = int.from_bytes(file.read(), "little")
+        if not inside.all() or not int(self._lists.totsize) == size == end:
             raise IndexDirError(
-                f"{lists} has {size} bytes and {header} speaks of {int(self._lists.totsize)}",
+                f"{lists} has {size} bytes and {header} speaks of {end}",
                 kind="index-damaged",
                 hint="It was cut short or is another one: copy the directory anew, or remove it and build.",
             )
@@ -157,7 +168,7 @@ class DiskLists:
                 return parts[0]
             return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
         if ahead:
-            advise_soon(self._centroids_at, 4 * self.nlist * self.d_code)
+            self._ask_for_centroids(None)
         if self._is_hnsw and nprobe < self.nlist:
             params = faiss.SearchParametersHNSW(efSearch=max(64, 2 * nprobe))
             distances, lists = self._quantizer.search(y, nprobe, params=params)
@@ -172,13 +183,20 @@ class DiskLists:
     ) -> tuple[FloatArray, IntArray]:
         numbers = sketch.candidates(y, among)
         if ahead:
-            row = 4 * self.d_code
-            for number in np.unique(numbers).tolist():
-                advise_soon(self._centroids_at + max(number, 0) * row, row)
+            self._ask_for_centroids(np.unique(numbers))
         found = compare(self._flat(), y, numbers)
         key = found if self._ivf.metric_type == faiss.METRIC_L2 else -found
         near = np.argsort(key, axis=1)[:, :nprobe]
         return np.take_along_axis(found, near, axis=1), np.take_along_axis(numbers, near, axis=1)
+
+    def _ask_for_centroids(self, numbers: IntArray | None) -> None:
+        """Start reading centroids; where they are many, or None is given, all of them."""
+        row = 4 * self.d_code
+        if numbers is None or len(numbers) * _MOST_OF_ALL > self.nlist:
+            advise_soon(self._centroids_at, self.nlist * row)
+            return
+        for number in numbers[numbers >= 0].tolist():
+            advise_soon(self._centroids_at + number * row, row)
 
     def _flat(self) -> Any:
         """The centroids as a flat index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import shutil
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ooc import events
 from ooc.cli.options import add_json, add_progress, print_json, watching
-from ooc.cli.text import aligned, print_lines
+from ooc.cli.text import aligned, pairs, print_lines
 from ooc.errors import ArgumentError
-from ooc.units import format_count, format_seconds
+from ooc.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from ooc.search.searcher import Index
@@ -52,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="replace FILE where it exists")
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="memory that the search may use, as 256MiB (default: plans for 1 GiB)",
+    )
+    add(
+        "--explain",
+        action="store_true",
+        help="instead of hits, tell what the search of all queries took: lists, reads, candidates, times",
+    )
     add_json(parser)
     add_progress(parser)
 
@@ -61,19 +72,58 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"--first must be at least 1, not {args.first}", kind="first")
     if args.overwrite and not args.out:
         raise ArgumentError("--overwrite goes with --out", kind="usage")
+    if args.explain and args.out:
+        raise ArgumentError("--explain finds nothing to write to --out", kind="usage")
     from ooc.search.searcher import open_index
     from ooc.stores import open_store
+    from ooc.stores.base import as_float32
 
-    with open_index(args.index, store=args.store) as index, open_store(args.queries) as queries:
+    with (
+        open_index(args.index, store=args.store, memory=args.memory) as index,
+        open_store(args.queries) as queries,
+    ):
         nq = queries.n if args.first is None else min(args.first, queries.n)
         if args.out:
             return _to_file(args, index, queries, nq)
+        if args.explain:
+            _explain(args, index, as_float32(queries.read(0, nq)))
+            return 0
         found = _search(args, index, queries, nq)
         if args.json:
             _print_json(_settings(args, index), found)
         else:
             _print_table(found)
     return 0
+
+
+def _explain(args: argparse.Namespace, index: Index, queries: FloatArray) -> None:
+    """What a search of all queries together took, as a table or JSON."""
+    done = index.explain(queries, args.k, nprobe=args.nprobe, rerank=args.rerank)
+    if args.json:
+        print_json({**_settings(args, index), **dataclasses.asdict(done)})
+        return
+
+    def read(bytes_: int, reads: int) -> str:
+        return f"{format_bytes(bytes_)}, {format_count(reads)} reads asked for"
+
+    stages = [(stage, f"{seconds * 1e3:.2f} ms") for stage, seconds in done.seconds.items()]
+    print_lines(
+        [
+            *pairs(
+                [
+                    ("queries", format_count(done.queries)),
+                    ("nprobe, rerank", f"{done.nprobe}, {done.rerank}"),
+                    ("lists", f"{format_count(done.lists)}, {format_count(done.entries)} entries"),
+                    ("", read(done.list_bytes, done.list_reads)),
+                    ("candidates", format_count(done.candidates)),
+                    ("rows", f"{format_count(done.rows)} compared"),
+                    ("", read(done.row_bytes, done.row_reads)),
+                ]
+            ),
+            "",
+            *aligned([("stage", "time"), *stages], right=(1,)),
+        ]
+    )
 
 
 def _search(

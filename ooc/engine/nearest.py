@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ooc.engine.codec import threads_limited, vectors
-from ooc.engine.sketch import ROUNDS, project
+from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, project
 from ooc.types import FloatArray, IntArray, Metric
 
 __all__ = ["Exact", "Nearest", "compare"]
@@ -28,8 +28,6 @@ _MARGIN = 2.5
 #: From this many centroids on they are scanned by groups, of which this many are looked into.
 _GROUPS_FROM = 12_288
 _GROUPS_PROBED = 24
-#: FastScan takes rows in blocks of 2, 2, 2 and 2: measured to be quickest.
-_QUERY_BLOCKS = 0x2222
 
 
 class Exact:
@@ -85,7 +83,7 @@ class Nearest:
         metric = faiss.METRIC_L2 if self._l2 else faiss.METRIC_INNER_PRODUCT
         if k < _GROUPS_FROM:
             index = faiss.IndexPQFastScan(m, m // 2, 4, metric)
-            index.qbs = _QUERY_BLOCKS
+            index.qbs = QUERY_BLOCKS
         else:
             self._groups = (faiss.IndexFlatL2 if self._l2 else faiss.IndexFlatIP)(m)
             groups = 2 ** round(np.log2(2 * np.sqrt(k)))

@@ -18,13 +18,15 @@ from ooc.engine.codec import read_index, threads_limited, vectors, write_index
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["ROUNDS", "Sketch", "project", "sketched"]
+__all__ = ["QUERY_BLOCKS", "ROUNDS", "Sketch", "project", "sketched"]
 
 #: Below this many values in all centroids, comparing all is as quick as a sketch of them.
 _SKETCH_FROM = 1 << 19
 _SKETCH_FROM_NLIST = 512
 #: Directions that are kept at most; each pair of them becomes one 4-bit code.
 _DIRECTIONS = 256
+#: FastScan takes rows in blocks of 2, 2, 2 and 2: measured to be quickest.
+QUERY_BLOCKS = 0x2222
 #: Rounds of the k-means in the quantizer: a sketch needs no more.
 ROUNDS = 4
 
@@ -49,6 +51,7 @@ class Sketch:
         shape = (turn.d_out, turn.d_in)
         self._basis: FloatArray = np.ascontiguousarray(faiss.vector_to_array(turn.A).reshape(shape).T)
         self._scan = faiss.downcast_index(index.index)
+        self._scan.qbs = QUERY_BLOCKS
         self.nlist, self.d = int(self._scan.ntotal), int(turn.d_in)
 
     @classmethod

@@ -9,6 +9,8 @@ product (ip, cosine) of the two vectors in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ooc.engine import pairs
@@ -24,6 +26,9 @@ __all__ = ["distances", "vectors"]
 #: Squared lengths outside of these lose digits in float32, or overflow.
 _SMALL, _LARGE = np.float32(1e-30), np.float32(1e30)
 
+#: Rows of a wave that was not asked for: what is lost where it is not in memory after all.
+_UNASKED = 512
+
 
 def distances(
     xq: FloatArray,
@@ -32,7 +37,7 @@ def distances(
     metric: Metric,
     *,
     budget: Budget | None = None,
-    ahead: bool = True,
+    ahead: Callable[[], bool] = lambda: True,
     trace: Trace = NOTHING,
 ) -> FloatArray:
     """Exact distances of queries ``(nq, d)`` to rows ``ids`` ``(nq, m)``; the worst where an id is -1.
@@ -47,8 +52,8 @@ def distances(
         The rows.
     budget : Budget, optional
         How many rows are brought in together.
-    ahead : bool
-        Whether mapped rows are asked of the disk before they are needed.
+    ahead : callable
+        Says before each wave whether its rows are to be asked of the disk ahead.
     trace : Trace
         Is told rows, bytes and reads.
     """
@@ -66,20 +71,23 @@ def distances(
     begins = np.flatnonzero(new)  # of the pairs of each row, the first
     unique, ends = row[begins], np.append(begins[1:], len(row))
     array = store.as_array()
-    step = max(1, budget.wave_bytes // (4 * store.d))
+    most = max(1, budget.wave_bytes // (4 * store.d))
     drops = budget.keep_bytes is not None and len(unique) * store.row_bytes > budget.keep_bytes
     trace.add(rows=len(unique), row_bytes=len(unique) * store.row_bytes)
-    if ahead:
-        trace.add(row_reads=store.will_take(unique[:step]))
-    for first in range(0, len(unique), step):
-        rows = unique[first : first + step]
-        if ahead and first + step < len(unique):
-            trace.add(row_reads=store.will_take(unique[first + step : first + 2 * step]))
+    first = asked = 0  # rows that were compared, and that were asked for
+    while first < len(unique):
+        advised = asked > first or ahead()
+        rows = unique[first : first + (most if advised else min(most, _UNASKED))]
+        # The next wave is on its way while this one is compared.
+        if advised and asked < len(unique):
+            soon = unique[max(asked, first) : first + 2 * most]
+            trace.add(row_reads=store.will_take(soon))
+            asked = max(asked, first) + len(soon)
         some = slice(int(begins[first]), int(ends[first + len(rows) - 1]))
         if array is not None:
             y, iy, each = array, row[some], rows
         else:
-            y = as_float32(store.gather(rows) if ahead else store.take(rows))
+            y = as_float32(store.gather(rows) if advised else store.take(rows))
             iy, each = np.cumsum(new[some]) - 1, np.arange(len(rows))
         found = pairs(xq, query[some], y, iy, metric)
         if metric == "cosine":
@@ -93,6 +101,7 @@ def distances(
         out.reshape(-1)[place[some]] = found
         if drops:
             store.forget(int(rows[0]), int(rows[-1]) + 1)
+        first += len(rows)
     return out
 
 

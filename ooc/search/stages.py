@@ -27,7 +27,7 @@ from ooc.types import FloatArray, IntArray, Metric
 
 __all__ = ["Stages", "Wanted"]
 
-#: More queries than this are always worth asking ahead for.
+#: Lists of more queries than this are always asked for: they are few advices for much.
 _FEW_QUERIES = 8
 
 
@@ -86,8 +86,7 @@ class Stages:
     ) -> tuple[FloatArray, IntArray]:
         """The ``k`` best rows of each query: distances and ids ``(nq, k)``."""
         segment, metric = self._segment, self._metric
-        many = len(queries) > _FEW_QUERIES
-        ahead = self._residency.wants_advice() or many
+        ahead = self._residency.wants_advice() or len(queries) > _FEW_QUERIES
         entries = wanted.candidates * segment.lists_per_row
         with trace.time("coarse"):
             y = segment.transform(queries)
@@ -111,11 +110,10 @@ class Stages:
         self.see_ids(ids)
         trace.add(candidates=int((ids >= 0).sum()))
         if wanted.exact:
-            ahead = self._residency.wants_advice() or many
+            ask = self._residency.wants_advice
             with trace.time("re-rank"):
-                found = distances(
-                    queries, ids, self._source.rows(), metric, budget=self._budget, ahead=ahead, trace=trace
-                )
+                rows = self._source.rows()
+                found = distances(queries, ids, rows, metric, budget=self._budget, ahead=ask, trace=trace)
         with trace.time("order"):
             return best(found, ids, wanted.k, metric)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,8 +141,8 @@ def test_what_lies_in_memory_is_not_asked_for(
         told = index.explain(xq[0])
         assert (told.list_reads, told.row_reads) == (0, 0)
         assert told.list_bytes > 0 < told.row_bytes
-        many = index.explain(xq[: stages._FEW_QUERIES + 1])  # enough queries to be worth it always
-        assert many.list_reads > 0 < many.row_reads
+        many = index.explain(xq[: stages._FEW_QUERIES + 1])  # lists of many queries always are
+        assert many.list_reads > 0 == many.row_reads
         reads[0] += 1
         assert index.explain(xq[0]).list_reads > 0
 
@@ -199,7 +200,8 @@ def test_exact_distances_are_the_same_in_place_and_gathered(
     for i in range(9):
         found, order = exact_search(rows, xq[i : i + 1], 500, metric)
         every[i, order[0]] = found[0]
-    for ahead in (False, True):
+    turns = itertools.cycle((True, False, False))
+    for ahead in (lambda: False, lambda: True, lambda: next(turns)):
         for budget in (Budget.of(None), SMALL):
             got = distances(xq, ids, store, metric, budget=budget, ahead=ahead)
             wanted = np.where(ids >= 0, np.take_along_axis(every, np.maximum(ids, 0), 1), np.nan)

@@ -12,9 +12,8 @@ import faiss
 import numpy as np
 
 from ooc.engine.codec import ID_BYTES, Codec, check_platform, read_index, vectors
-from ooc.engine.nearest import compare
 from ooc.engine.select import Selector
-from ooc.engine.sketch import Sketch
+from ooc.engine.sketch import Sketch, compare
 from ooc.errors import IndexDirError
 from ooc.mapping import advise_random, advise_soon, let_go
 from ooc.types import FloatArray, IntArray

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ooc.engine.codec import threads_limited, vectors
-from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, project
+from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, compare, project
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["Exact", "Nearest", "compare"]
+__all__ = ["Exact", "Nearest"]
 
 #: Directions that are kept at most; each pair of them becomes one 4-bit code.
 _DIRECTIONS = 128
@@ -48,16 +48,6 @@ class Exact:
     def compare(self, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> FloatArray:
         """Distances of rows ``(m, d)`` to centroids ``numbers`` ``(m, c)``: squared for l2, else products."""
         return compare(self._index, vectors(x, self._d), numbers)
-
-
-def compare(flat: Any, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> FloatArray:
-    """Distances of rows ``(m, d)`` to rows ``numbers`` ``(m, c)`` of a flat index; the worst at -1."""
-    numbers = np.ascontiguousarray(numbers, dtype=np.int64)
-    found = np.empty(numbers.shape, np.float32)
-    flat.compute_distance_subset(
-        len(x), faiss.swig_ptr(x), numbers.shape[1], faiss.swig_ptr(found), faiss.swig_ptr(numbers)
-    )
-    return found
 
 
 class Nearest:

@@ -13,12 +13,13 @@ from typing import Any, Self
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.engine.codec import read_index, threads_limited, vectors, write_index
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["QUERY_BLOCKS", "ROUNDS", "Sketch", "project", "sketched"]
+__all__ = ["QUERY_BLOCKS", "ROUNDS", "Sketch", "compare", "project", "sketched"]
 
 #: Below this many values in all centroids, comparing all is as quick as a sketch of them.
 _SKETCH_FROM = 1 << 19
@@ -49,7 +50,10 @@ class Sketch:
         self._index = index  # owns everything below
         turn = faiss.downcast_VectorTransform(index.chain.at(0))
         shape = (turn.d_out, turn.d_in)
-        self._basis: FloatArray = np.ascontiguousarray(faiss.vector_to_array(turn.A).reshape(shape).T)
+        # Projected by faiss's own products: numpy's BLAS leaves threads spinning, which slows what follows.
+        self._directions = faiss.IndexFlatIP(int(turn.d_in))
+        self._directions.add(faiss.vector_to_array(turn.A).reshape(shape))
+        self._every: IntArray = np.arange(turn.d_out)
         self._scan = faiss.downcast_index(index.index)
         self._scan.qbs = QUERY_BLOCKS
         self.nlist, self.d = int(self._scan.ntotal), int(turn.d_in)
@@ -95,9 +99,20 @@ class Sketch:
 
     def candidates(self, x: FloatArray, count: int) -> IntArray:
         """Numbers ``(m, count)`` of the centroids that look nearest to rows ``(m, d)``, in no order."""
-        low = np.ascontiguousarray(vectors(x, self.d) @ self._basis)
+        x = vectors(x, self.d)
+        low = compare(self._directions, x, np.tile(self._every, (len(x), 1)))
         numbers: IntArray = self._scan.search(low, count)[1]
         return numbers
+
+
+def compare(flat: Any, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> FloatArray:
+    """Distances of rows ``(m, d)`` to rows ``numbers`` ``(m, c)`` of a flat index; the worst at -1."""
+    numbers = np.ascontiguousarray(numbers, dtype=np.int64)
+    found = np.empty(numbers.shape, np.float32)
+    flat.compute_distance_subset(
+        len(x), faiss.swig_ptr(x), numbers.shape[1], faiss.swig_ptr(found), faiss.swig_ptr(numbers)
+    )
+    return found
 
 
 def project(centroids: FloatArray, l2: bool, directions: int) -> tuple[FloatArray, FloatArray]:

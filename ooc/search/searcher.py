@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 
 from ooc.durable import read_json
+from ooc.engine import threads_limited
 from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.layout import Layout
 from ooc.index.lists import ID_BYTES
@@ -273,8 +274,10 @@ class Index:
             return *self._exhaustive(queries, wanted, trace), wanted
         step = self._budget.batch_bytes // (8 * self._opened().d_code + wanted.queries_bytes)
         step = max(1, min(step, _BATCH_QUERIES))
-        if 0 < len(queries) <= step:
-            return *self._stages.search(queries, wanted, trace), wanted
+        if len(queries) == 1:
+            # Teams of threads cost a query more than they bring, and other threads have theirs to search.
+            with threads_limited(1):
+                return *self._stages.search(queries, wanted, trace), wanted
         found = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
         for first in range(0, len(queries), step):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,12 @@ __all__ = [
     "PAGE",
     "MapPool",
     "MappedFile",
+    "Residency",
+    "advise_random",
+    "advise_soon",
     "drop_cached",
     "drop_file",
+    "let_go",
     "private_bytes",
     "private_peak_bytes",
     "release_free_memory",
@@ -82,18 +87,19 @@ class MappedFile:
         if advice is not None and self._map is not None:
             self._map.madvise(advice)
 
-    def will_need(self, offset: int, length: int) -> None:
-        """Start reading ``length`` bytes at ``offset``; returns at once."""
+    def will_need(self, offset: int, length: int) -> int:
+        """Start reading ``length`` bytes at ``offset``; returns at once how many pieces were asked for."""
         if _WILLNEED is None or self._map is None or length <= 0:
-            return
+            return 0
         begin = offset - offset % PAGE
         end = min(offset + length, self.size)
         advise = self._map.madvise
         with contextlib.suppress(OSError):
             for start in range(begin, end, ADVICE_BYTES):
                 advise(_WILLNEED, start, min(ADVICE_BYTES, end - start))
+        return -(-(end - begin) // ADVICE_BYTES)
 
-    def will_need_each(self, offsets: IntArray, length: int) -> None:
+    def will_need_each(self, offsets: IntArray, length: int) -> int:
         """Start reading ``length`` bytes at each of ``offsets``; neighbours are joined.
 
         Parameters
@@ -102,9 +108,14 @@ class MappedFile:
             Byte offsets in ascending order.
         length : int
             Bytes at each.
+
+        Returns
+        -------
+        int
+            How many pieces were asked for.
         """
         if _WILLNEED is None or self._map is None or len(offsets) == 0:
-            return
+            return 0
         begin = offsets - offsets % PAGE
         end = np.minimum(offsets + length, self.size)
         # A run ends where the next piece begins beyond the last page of this one.
@@ -112,12 +123,15 @@ class MappedFile:
         firsts = begin[np.concatenate(([0], breaks + 1))]
         lasts = end[np.concatenate((breaks, [len(end) - 1]))]
         advise = self._map.madvise
+        asked = 0
         with contextlib.suppress(OSError):
             for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
                 if stop - start <= ADVICE_BYTES:
                     advise(_WILLNEED, start, stop - start)
+                    asked += 1
                 else:
-                    self.will_need(start, stop - start)
+                    asked += self.will_need(start, stop - start)
+        return asked
 
     def drop(self, offset: int, length: int) -> None:
         """Let go of the pages that lie whole within the range: of this mapping and of the page cache.
@@ -147,6 +161,78 @@ class MappedFile:
                 map_.close()
             except BufferError:
                 return  # arrays still look at it; the last one to go unmaps it
+
+
+def _advise(address: int, length: int, advice: int | None) -> None:
+    """Advice on memory that another library mapped; what cannot be advised is left as it is."""
+    if advice is None or length <= 0:
+        return
+    begin = address - address % PAGE
+    _madvise()(begin, address + length - begin, advice)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int]:
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    call: Callable[[int, int, int], int] = madvise
+    return call
+
+
+def advise_random(address: int, length: int) -> None:
+    """Expect access in any order to mapped memory: a fault then reads its own page alone."""
+    _advise(address, length, _RANDOM)
+
+
+def advise_soon(address: int, length: int) -> None:
+    """Start reading mapped memory; returns at once."""
+    for begin in range(address, address + length, ADVICE_BYTES):
+        _advise(begin, min(ADVICE_BYTES, address + length - begin), _WILLNEED)
+
+
+def let_go(address: int, length: int) -> None:
+    """Unmap the pages that lie whole within a range of a read-only mapping; touching them maps them again."""
+    begin = -(-address // PAGE) * PAGE
+    end = (address + length) // PAGE * PAGE
+    _advise(begin, end - begin, _DONTNEED)
+
+
+class Residency:
+    """Whether what a search needs lies in memory anyway, so that asking for it ahead would be wasted.
+
+    Advice on pages that are there costs about a microsecond a piece, which is much of a query that
+    waits for no disk. After some stages in a row in which this process read nothing, advice is left
+    out; the first read brings it back, for longer each time. Safe from several threads: what it forgets
+    in a race costs time, never a result.
+    """
+
+    #: Stages without a read after which advice is left out: at first, and at most.
+    LEAST, MOST = 32, 4096
+
+    def __init__(self) -> None:
+        self._quiet, self._enough = 0, self.LEAST
+        self._seen = _reads()
+
+    def wants_advice(self) -> bool:
+        """Whether to advise in the stage that begins now."""
+        now = _reads()
+        if now == self._seen:
+            self._quiet += 1
+        else:
+            if self._quiet >= self._enough:  # advice was missing
+                self._enough = min(2 * self._enough, self.MOST)
+            self._seen, self._quiet = now, 0
+        return self._quiet < self._enough
+
+
+def _reads() -> tuple[int, int]:
+    """Page faults that waited for a disk, and blocks read, of this process so far."""
+    try:
+        import resource
+    except ImportError:
+        return 0, 0
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_majflt, usage.ru_inblock
 
 
 def _most_mappings() -> int:

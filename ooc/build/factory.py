@@ -20,9 +20,6 @@ __all__ = ["Factory", "choose_nlist", "default_code", "parse_factory"]
 _TRANSFORM = re.compile(r"^(HR|RR\d*|PCA[RW]?\d+|OPQ\d+(_\d+)?|ITQ\d*)$")
 _IVF = re.compile(r"^IVF(\d*)(_HNSW(\d*))?$")
 
-#: From this many lists on, one query against all centroids reads too much: a graph finds them.
-_GRAPH_FROM_NLIST = 8192
-
 #: (pattern of what cannot work, why, what to use in its place)
 _REFUSED: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
@@ -130,9 +127,7 @@ def parse_factory(text: str | None, *, n: int, d: int, metric: Metric) -> Factor
             kind="too-few-rows",
             hint=f"Leave the number out to have it planned ({choose_nlist(n)} here).",
         )
-    graph = match[2] or ("_HNSW32" if nlist >= _GRAPH_FROM_NLIST and not match[1] else "")
-    if graph == "_HNSW":
-        graph = "_HNSW32"
+    graph = "_HNSW32" if match[2] == "_HNSW" else match[2] or ""
     full = ",".join([*transforms, f"IVF{nlist}{graph}", *codes])
     code_size, d_code = code_bytes(full, d, metric)
     return Factory(text=full, nlist=nlist, code_size=code_size, d_code=d_code)

@@ -17,7 +17,7 @@ from ooc.build.sample import Sample, draw, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import workers
 from ooc.durable import DurableFile, make_directory, read_json, write_json
-from ooc.engine import Codec
+from ooc.engine import Codec, Sketch, sketched
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
@@ -122,7 +122,7 @@ def train(
         codec.train_code(codec.transform(rows.take(some if codec.code_needs_rows else some[:1])))
         _write(layout, plan, codec, centroids)
         at.figures["nlist"] = plan.nlist
-    return Template(codec=codec, assigner=Assigner(centroids, plan.metric))
+        return Template(codec=codec, assigner=Assigner(centroids, plan.metric))
 
 
 def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray) -> None:
@@ -132,6 +132,10 @@ def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray) -> N
         file.write(npy_header((plan.nlist, centroids.shape[1]), np.dtype(np.float32)))
         file.write(centroids)
         checksums[layout.centroids_file.name] = file.checksums()
+    if sketched(plan.nlist, codec.d_code) and not codec.has_graph:
+        # In transformed space: queries have been transformed when their lists are looked for.
+        sketch = Sketch.make(codec.centroids(), plan.metric)
+        checksums[layout.sketch_file.name] = sketch.save(layout.sketch_file)
     record = {
         "plan": plan.digest,
         "factory": plan.factory,

@@ -22,13 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "queries",
         metavar="QUERIES",
         nargs="?",
-        help="queries: any store, as a build takes (default: rows drawn from the store, each left out of its own "
-        "answer)",
+        help="queries: any store, as a build takes (default: rows drawn from the store, each left out of its "
+        "own answer)",
     )
     add(
         "--ground-truth",
         metavar="FILE",
-        help="true neighbours of QUERIES, as `ooc exact` writes them: .h5 .npz .npy .ivecs (default: computed)",
+        help="true neighbours of QUERIES, as `ooc exact` writes them: .h5 .npz .npy .ivecs "
+        "(default: computed)",
     )
     add("-k", type=int, default=10, metavar="N", help="neighbours a query")
     add(

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         metavar="SIZE",
         default=DEFAULT_MEMORY,
-        help="budget of private memory of the whole process; queries that do not fit are done in further passes",
+        help="budget of private memory of the whole process; queries that do not fit are done in further "
+        "passes",
     )
     add(
         "--threads",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import shutil
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ooc.cli.options import add_json, add_progress, print_json, watching
 from ooc.cli.signals import stop_on_signals
-from ooc.cli.text import aligned, print_lines
+from ooc.cli.text import aligned, pairs, print_lines
 from ooc.errors import ArgumentError
-from ooc.units import format_count, format_seconds
+from ooc.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from ooc.search.searcher import Index
@@ -57,6 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="queries searched together (default: as many as take 128 MiB, at most 16384); with --out",
     )
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="memory that the search may use, as 256MiB (default: plans for 1 GiB)",
+    )
+    add(
+        "--explain",
+        action="store_true",
+        help="instead of hits, tell what the search of all queries took: lists, reads, candidates, times",
+    )
     add_json(parser)
     add_progress(parser)
 
@@ -68,10 +79,14 @@ def run(args: argparse.Namespace) -> int:
     for name in ("overwrite", "batch"):
         if getattr(args, name) and not args.out:
             raise ArgumentError(f"--{name} goes with --out", kind="usage")
+    if args.explain and args.out:
+        raise ArgumentError("--explain finds nothing to write to --out", kind="usage")
     from ooc.search.searcher import open_index
 
-    with open_index(args.index, store=args.store) as index:
-        return _to_file(args, index) if args.out else _print(args, index)
+    with open_index(args.index, store=args.store, memory=args.memory) as index:
+        if args.out:
+            return _to_file(args, index)
+        return _explain(args, index) if args.explain else _print(args, index)
 
 
 def _to_file(args: argparse.Namespace, index: Index) -> int:
@@ -114,6 +129,43 @@ def _print(args: argparse.Namespace, index: Index) -> int:
             _print_json(search_settings(index, args.k, args.nprobe, args.rerank), found)
         else:
             _print_table(found)
+    return 0
+
+
+def _explain(args: argparse.Namespace, index: Index) -> int:
+    """What a search of all queries together took, as a table or JSON."""
+    from ooc.search.stream import search_settings
+    from ooc.stores import open_store
+    from ooc.stores.base import as_float32
+
+    with open_store(args.queries) as queries:
+        some = as_float32(queries.read(0, min(args.first or queries.n, queries.n)))
+        done = index.explain(some, args.k, nprobe=args.nprobe, rerank=args.rerank)
+    if args.json:
+        print_json(search_settings(index, args.k, args.nprobe, args.rerank) | dataclasses.asdict(done))
+        return 0
+
+    def read(bytes_: int, reads: int) -> str:
+        return f"{format_bytes(bytes_)}, {format_count(reads)} reads asked for"
+
+    stages = [(stage, f"{seconds * 1e3:.2f} ms") for stage, seconds in done.seconds.items()]
+    print_lines(
+        [
+            *pairs(
+                [
+                    ("queries", format_count(done.queries)),
+                    ("nprobe, rerank", f"{done.nprobe}, {done.rerank}"),
+                    ("lists", f"{format_count(done.lists)}, {format_count(done.entries)} entries"),
+                    ("", read(done.list_bytes, done.list_reads)),
+                    ("candidates", format_count(done.candidates)),
+                    ("rows", f"{format_count(done.rows)} compared"),
+                    ("", read(done.row_bytes, done.row_reads)),
+                ]
+            ),
+            "",
+            *aligned([("stage", "time"), *stages], right=(1,)),
+        ]
+    )
     return 0
 
 

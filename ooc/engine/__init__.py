@@ -3,7 +3,8 @@
 ``Codec`` is the trained, empty index (the template): it rotates rows, encodes them against their
 list, and writes the header that makes faiss open a file of lists. ``DiskLists`` is that header and
 file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows,
-and ``Exact`` compares rows with given centroids.
+and ``Exact`` compares rows with given centroids; a search finds lists by a ``Sketch``. ``pairs`` computes
+exact distances where the rows lie.
 
 What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
 kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
@@ -22,9 +23,11 @@ from ooc.engine.codec import (
     threads_limited,
     version,
 )
+from ooc.engine.distances import pairs
 from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Nearest
 from ooc.engine.select import Selector
+from ooc.engine.sketch import Sketch, sketched
 
 __all__ = [
     "ID_BYTES",
@@ -34,9 +37,12 @@ __all__ = [
     "Exact",
     "Nearest",
     "Selector",
+    "Sketch",
     "check_platform",
     "code_bytes",
     "one_thread",
+    "pairs",
+    "sketched",
     "threads_limited",
     "version",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "threads_limited",
     "vectors",
     "version",
+    "write_index",
 ]
 
 #: The name that a header gives its file of lists, relative to the header.
@@ -146,8 +147,8 @@ class Codec:
         kind = type(self._ivf).__name__
         self._sign_bits = kind == "IndexIVFRaBitQ" and int(self._ivf.rabitq.nb_bits) == 1
 
-    def _centroids(self) -> FloatArray:
-        """The ``(nlist, d_code)`` centroids where faiss has them."""
+    def centroids(self) -> FloatArray:
+        """The ``(nlist, d_code)`` centroids where faiss has them, in transformed space: a view."""
         flat = faiss.downcast_index(self._ivf.quantizer)
         if hasattr(flat, "storage"):
             flat = faiss.downcast_index(flat.storage)
@@ -173,6 +174,11 @@ class Codec:
     def isometric(self) -> bool:
         """Whether the transforms keep all distances: rotations do, PCA and OPQ do not."""
         return all(type(step).__name__ in _ISOMETRIC for step in self._chain)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether centroids are found through a graph."""
+        return type(faiss.downcast_index(self._ivf.quantizer)).__name__.startswith("IndexHNSW")
 
     @property
     def transforms_trained(self) -> bool:
@@ -231,7 +237,7 @@ class Codec:
         """Codes ``(m, code_size)`` of transformed rows ``(m, d_code)`` in the lists ``(m,)``."""
         y = vectors(y, self.d_code)
         if self._sign_bits:
-            return rabitq.encode(y, list_nos, self._centroids(), l2=self._l2)
+            return rabitq.encode(y, list_nos, self.centroids(), l2=self._l2)
         lists = np.ascontiguousarray(list_nos, dtype=np.int64)
         codes = np.empty((len(y), self.code_size), np.uint8)
         self._ivf.encode_vectors(len(y), faiss.swig_ptr(y), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
@@ -239,7 +245,7 @@ class Codec:
 
     def save(self, path: Path) -> list[str]:
         """Write the template durably; its checksums."""
-        return _write(self._index, path)
+        return write_index(self._index, path)
 
     def save_header(self, path: Path, sizes: IntArray) -> list[str]:
         """Write the header of a file of lists with ``sizes`` (nlist,) rows each; its checksums.
@@ -264,14 +270,15 @@ class Codec:
         self._ivf.replace_invlists(lists, False)
         self._ivf.ntotal = self._index.ntotal = n
         try:
-            return _write(self._index, path)
+            return write_index(self._index, path)
         finally:
             self._ivf.replace_invlists(empty, True)
             empty.this.disown()
             self._ivf.ntotal = self._index.ntotal = 0
 
 
-def _write(index: Any, path: Path) -> list[str]:
+def write_index(index: Any, path: Path) -> list[str]:
+    """Write what faiss writes of an index, durably; its checksums."""
     with DurableFile(path) as file:
         writer = faiss.PyCallbackIOWriter(file.write)
         faiss.write_index(index, writer)

@@ -1,8 +1,6 @@
 """The centroid nearest to each of many rows, for a small part of what comparing all of them costs.
 
-Rows and centroids are projected to the few directions in which centroids differ, and the projected
-centroids are kept as 4-bit product-quantizer codes that faiss scans 32 at a time in registers
-(FastScan; André, Kermarrec and Le Scouarnec, VLDB 2015). The handful that look nearest are then
+A sketch of the centroids (``ooc.engine.sketch``) tells the handful that look nearest, which are then
 compared exactly, in all dimensions. With many centroids only some groups of them are scanned. The
 result is the nearest centroid for nearly all rows, and for the rest one almost as near.
 """
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ooc.engine.codec import threads_limited, vectors
+from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, compare, project
 from ooc.types import FloatArray, IntArray, Metric
 
 __all__ = ["Exact", "Nearest"]
@@ -29,10 +28,6 @@ _MARGIN = 2.5
 #: From this many centroids on they are scanned by groups, of which this many are looked into.
 _GROUPS_FROM = 12_288
 _GROUPS_PROBED = 24
-#: FastScan takes rows in blocks of 2, 2, 2 and 2: measured to be quickest.
-_QUERY_BLOCKS = 0x2222
-#: Rounds of the k-means in the quantizer and over the groups: a sketch needs no more.
-_ROUNDS = 4
 
 
 class Exact:
@@ -52,13 +47,7 @@ class Exact:
 
     def compare(self, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> FloatArray:
         """Distances of rows ``(m, d)`` to centroids ``numbers`` ``(m, c)``: squared for l2, else products."""
-        x = vectors(x, self._d)
-        numbers = np.ascontiguousarray(numbers, dtype=np.int64)
-        found = np.empty(numbers.shape, np.float32)
-        self._index.compute_distance_subset(
-            len(x), faiss.swig_ptr(x), numbers.shape[1], faiss.swig_ptr(found), faiss.swig_ptr(numbers)
-        )
-        return found
+        return compare(self._index, vectors(x, self._d), numbers)
 
 
 class Nearest:
@@ -79,7 +68,7 @@ class Nearest:
         k, self._d = exact.rows.shape
         self._l2 = metric == "l2"
         with threads_limited(1):
-            self._basis, sketch = _project(exact.rows, self._l2)
+            self._basis, sketch = project(exact.rows, self._l2, _DIRECTIONS)
             self._scan = self._index(sketch)
             self._top = min(_CANDIDATES, k)
             self.margin = float(_MARGIN * self._spread())
@@ -89,15 +78,15 @@ class Nearest:
         metric = faiss.METRIC_L2 if self._l2 else faiss.METRIC_INNER_PRODUCT
         if k < _GROUPS_FROM:
             index = faiss.IndexPQFastScan(m, m // 2, 4, metric)
-            index.qbs = _QUERY_BLOCKS
+            index.qbs = QUERY_BLOCKS
         else:
             self._groups = (faiss.IndexFlatL2 if self._l2 else faiss.IndexFlatIP)(m)
             groups = 2 ** round(np.log2(2 * np.sqrt(k)))
             index = faiss.IndexIVFPQFastScan(self._groups, m, groups, m // 2, 4, metric)
             index.by_residual = False
             index.nprobe = _GROUPS_PROBED
-            index.cp.niter, index.cp.min_points_per_centroid = _ROUNDS, 1
-        index.pq.cp.niter, index.pq.cp.min_points_per_centroid = _ROUNDS, 1
+            index.cp.niter, index.cp.min_points_per_centroid = ROUNDS, 1
+        index.pq.cp.niter, index.pq.cp.min_points_per_centroid = ROUNDS, 1
         index.train(sketch)
         index.add(sketch)
         return index
@@ -137,27 +126,3 @@ class Nearest:
         looks, numbers = self._scan.search(np.ascontiguousarray(some @ self._basis), self._top)
         off = (looks - self._exact.compare(some, numbers))[numbers >= 0]
         return float(off.std())
-
-
-def _project(centroids: FloatArray, l2: bool) -> tuple[FloatArray, FloatArray]:
-    """``(basis (d, m), sketch (k, m))``: the directions of most energy, turned so that all matter alike.
-
-    Found by subspace iteration from random directions (Halko, Martinsson and Tropp 2011, 4.4). For
-    ``l2``, what the basis leaves of a centroid's length becomes one more coordinate, 0 in every row.
-    """
-    k, d = centroids.shape
-    rng = np.random.default_rng(d)
-    wide = min(_DIRECTIONS, d + d % 2)
-    kept = min(wide - l2, d, k)
-    basis = rng.standard_normal((d, kept)).astype(np.float32)
-    for _ in range(3):
-        basis = np.linalg.qr(centroids.T @ (centroids @ basis))[0].astype(np.float32)
-    padded = np.zeros((d, wide), np.float32)
-    padded[:, :kept] = basis
-    sketch = np.zeros((k, wide), np.float32)
-    sketch[:, :kept] = centroids @ basis
-    if l2:
-        left = np.einsum("ij,ij->i", centroids, centroids) - np.einsum("ij,ij->i", sketch, sketch)
-        sketch[:, -1] = np.sqrt(np.maximum(left, 0))
-    turn = np.linalg.qr(rng.standard_normal((wide, wide)))[0].astype(np.float32)
-    return np.ascontiguousarray(padded @ turn), np.ascontiguousarray(sketch @ turn)

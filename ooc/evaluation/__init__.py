@@ -1,1 +1,1 @@
-"""How good an index is: exact neighbours out of core, recall over a grid of settings, and a page to show it."""
+"""How good an index is: exact neighbours out of core, recall over a grid of settings, a page to show it."""

@@ -67,8 +67,8 @@ def evaluate(
         answer. They tell how the index does on its own rows: measure with real queries where you have them.
     ground_truth : path or array, optional
         True neighbours of ``queries``, the nearest first, at least ``k`` each: ``(nq, m)`` row numbers, or
-        a file of them (``.h5``, ``.npz``, ``.npy``, ``.ivecs``, as ``ooc.exact`` writes them). Left out: they are
-        computed, which reads the store once.
+        a file of them (``.h5``, ``.npz``, ``.npy``, ``.ivecs``, as ``ooc.exact`` writes them). Left out:
+        they are computed, which reads the store once.
     k : int
         Neighbours asked for.
     count : int, optional
@@ -100,8 +100,8 @@ def evaluate(
         ties counted right, and ``recall_low``, ``recall_high``, an interval of 95 % confidence;
         ``queries_per_second`` of all queries in one call; and of up to 200 queries one at a time
         ``latency_seconds`` (``p50``, ``p95``, ``p99``) and the means of ``lists``, ``entries``,
-        ``list_bytes``, ``rows`` and ``row_bytes`` (``Index.explain``); and ``best``: whether no other reads as
-        little and recalls as much. Besides: ``index``, ``generation``, ``metric``, ``k``, ``rows``,
+        ``list_bytes``, ``rows`` and ``row_bytes`` (``Index.explain``); and ``best``: whether no other reads
+        as little and recalls as much. Besides: ``index``, ``generation``, ``metric``, ``k``, ``rows``,
         ``queries`` (a record), ``ground_truth``, ``ties`` (``"distances"``, or ``"ids"`` where the
         rows cannot be read), ``confidence``, ``html``, ``plot``, ``seconds``.
 
@@ -110,7 +110,8 @@ def evaluate(
     IndexDirError, StoreError, DataError, PlanError, MissingExtraError
         See ``ooc.open_index`` and ``ooc.exact``.
     DataError
-        ``ground-truth``: of another number of queries, fewer than ``k`` neighbours, or rows that are not there.
+        ``ground-truth``: of another number of queries, fewer than ``k`` neighbours, or rows that are not
+        there.
     ArgumentError
         An argument is wrong, or a ground truth without its queries.
     ConflictError

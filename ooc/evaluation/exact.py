@@ -1,6 +1,6 @@
 """Exact neighbours out of core: the store is read front to back once for all the queries that memory holds.
 
-    store ──blocks──> scores of all queries ──> the few that may be among the best ──> exact distances ──> k best
+    store ──blocks──> scores ──> the few that may be among the best ──> exact distances ──> k best
 
 The threads work on blocks of rows, each with one BLAS thread; what they find is put together in the order
 of the blocks.

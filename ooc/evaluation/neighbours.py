@@ -1,4 +1,4 @@
-"""Files of true neighbours: written as any results are, or as ids alone; read in the formats that are about."""
+"""Files of true neighbours: written as any results are, or ids alone; read in the usual formats."""
 
 from __future__ import annotations
 

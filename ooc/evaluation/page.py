@@ -24,7 +24,8 @@ body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,s
 main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere} h2{font-size:1.05rem;margin:0 0 .75rem}
 p{margin:.25rem 0;color:var(--soft)} a{color:var(--s3)}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1.1rem 1.25rem;margin-top:1.1rem}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;
+padding:1.1rem 1.25rem;margin-top:1.1rem}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(22rem,1fr));gap:1.1rem}
 .two section{min-width:0}
 .scroll{overflow-x:auto}
@@ -82,8 +83,8 @@ def page(figures: Mapping[str, Any], info: Mapping[str, Any]) -> str:
 <h1>{title}</h1>
 <p>{escape(subtitle)}</p>
 <section><h2>Recall and time</h2>{curve(figures, alone=False)}
-<p>Strokes are intervals of {figures["confidence"]:.0%} confidence. One query at a time, pages of the index in the
-cache as a batch of the same queries left them.</p></section>
+<p>Strokes are intervals of {figures["confidence"]:.0%} confidence. One query at a time, pages of the index
+in the cache as a batch of the same queries left them.</p></section>
 <section><h2>What a recall takes</h2><div class="scroll">{_targets(figures)}</div>
 <p>The setting that reads the fewest bytes, of those whose interval is above the recall.</p></section>
 <div class="two">
@@ -173,8 +174,8 @@ def _stages(info: Mapping[str, Any]) -> str:
     ]
     return (
         f"<section><h2>Time of the build</h2>{bars(rows, label='time by stage')}"
-        f"<p>{format_seconds(report['seconds'])} in all, {format_bytes(report['peak_private_bytes'])} of private "
-        "memory at most</p></section>\n"
+        f"<p>{format_seconds(report['seconds'])} in all, {format_bytes(report['peak_private_bytes'])} of "
+        "private memory at most</p></section>\n"
     )
 
 

@@ -67,9 +67,9 @@ def interval(shares: AnyArray, *, k: int, confidence: float = CONFIDENCE) -> tup
     """A confidence interval of the mean recall of queries of this kind.
 
     Wilson's score interval (E. B. Wilson, JASA 22, 1927), with as many trials as the variance between
-    queries is worth: p (1 - p) / s² of them a query, at least one, at most ``k``. The neighbours of one query are found
-    or missed together, so that ``k`` trials a query would be too many. One query more, which found
-    nothing, is counted in that variance: a bootstrap, and a plain normal interval, of a small
+    queries is worth: p (1 - p) / s² of them a query, at least one, at most ``k``. The neighbours of
+    one query are found or missed together, so that ``k`` trials a query would be too many. One query more,
+    which found nothing, is counted in that variance: a bootstrap, and a plain normal interval, of a small
     sample that found everything would say that recall is 1 for certain.
 
     Parameters

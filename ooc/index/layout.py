@@ -4,7 +4,7 @@
       ooc.json                 what this directory is: format version, dimensions, metric
       CURRENT                  the number of the live generation; replaced atomically
       lock                     one publisher at a time; fillers have leases of their shards
-      template/                template.faiss  centroids.npy  train.json
+      template/                template.faiss  centroids.npy  [sketch.faiss]  train.json
       segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  [scales.npy]
                                blocks.xxh3  segment.json
       generations/<n>.json     segments, store, plan
@@ -89,6 +89,10 @@ class Layout:
     @property
     def centroids_file(self) -> Path:
         return self.template / "centroids.npy"
+
+    @property
+    def sketch_file(self) -> Path:
+        return self.template / "sketch.faiss"
 
     @property
     def train_record(self) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,19 +27,29 @@ class Segment:
 
     Safe from several threads, until it is closed.
 
+    Parameters
+    ----------
+    layout : SegmentLayout
+    lists_per_row : int
+        How many lists a row is in.
+    sketch : Path, optional
+        The sketch of the centroids, by which lists are found; without, all centroids are compared.
+
     Attributes
     ----------
     rows, entries : int
         Rows, and their entries in the lists: ``lists_per_row`` of each row.
+    d, d_code : int
+        Dimensions, before and after the transforms.
     sizes : (nlist,) int64
         Entries of each list.
     """
 
-    def __init__(self, layout: SegmentLayout, lists_per_row: int = 1) -> None:
+    def __init__(self, layout: SegmentLayout, lists_per_row: int = 1, sketch: Path | None = None) -> None:
         self.layout = layout
         self.record: dict[str, Any] = read_json(layout.record, what="the segment's record")
         self._check_sizes()
-        self._lists = DiskLists(layout.header, layout.lists)
+        self._lists = DiskLists(layout.header, layout.lists, sketch)
         # A mapping of its own for advice and ids; the kernel shares the pages with faiss's.
         self.lists_per_row = lists_per_row
         self.entries = self._lists.entries
@@ -50,7 +62,7 @@ class Segment:
                 kind="index-damaged",
             )
         self.d, self.nlist, self.code_size = self._lists.d, self._lists.nlist, self._lists.code_size
-        self.sizes = self._lists.sizes
+        self.d_code, self.sizes = self._lists.d_code, self._lists.sizes
 
     def _check_sizes(self) -> None:
         expected = self.record.get("bytes")
@@ -90,22 +102,45 @@ class Segment:
         """Queries ``(nq, d)`` as the code sees them."""
         return self._lists.transform(x)
 
-    def coarse(self, y: FloatArray, nprobe: int) -> tuple[FloatArray, IntArray]:
-        """The ``nprobe`` nearest lists of transformed queries: distances and numbers, ``(nq, nprobe)``."""
-        return self._lists.coarse(y, nprobe)
+    def coarse(self, y: FloatArray, nprobe: int, *, ahead: bool = False) -> tuple[FloatArray, IntArray]:
+        """The ``nprobe`` nearest lists of transformed queries: distances and numbers, ``(nq, nprobe)``.
 
-    def will_need(self, list_nos: IntArray) -> None:
-        """Start reading lists, in the order of the file, neighbours together."""
+        Nearest first; -1 where a graph finds fewer. ``ahead``: centroids are asked of the disk first.
+        """
+        return self._lists.coarse(y, nprobe, ahead=ahead)
+
+    def list_bytes(self, list_nos: IntArray) -> IntArray:
+        """Bytes of lists, codes and ids."""
+        return self._lists.list_bytes(list_nos)
+
+    def will_need(self, list_nos: IntArray, part: Literal["all", "codes", "ids"] = "all") -> int:
+        """Start reading lists, or their codes or ids alone; how many reads were asked for.
+
+        In the order of the file, neighbours together; numbers of -1 are passed over.
+        """
+        if self._file is None:
+            return 0
+        numbers = np.unique(list_nos)
+        numbers = numbers[numbers >= 0]
+        begins = self._lists.offsets[numbers]
+        ends = begins + self._lists.list_bytes(numbers)
+        if part != "all":
+            middle, _ = self._lists.ids_at(numbers)
+            begins, ends = (begins, middle) if part == "codes" else (middle, ends)
+        asked = 0
+        for first, last in _joined(begins, ends):
+            asked += self._file.will_need(first, last - first)
+        return asked
+
+    def let_go(self, list_nos: IntArray) -> None:
+        """Let the pages of lists leave memory and the page cache."""
         if self._file is None:
             return
         numbers = np.unique(list_nos[list_nos >= 0])
         begins = self._lists.offsets[numbers]
-        ends = begins + self._lists.list_bytes(numbers)
-        breaks = np.flatnonzero(begins[1:] > ends[:-1])
-        firsts = begins[np.concatenate(([0], breaks + 1))] if len(numbers) else begins
-        lasts = ends[np.concatenate((breaks, [len(ends) - 1]))] if len(numbers) else ends
-        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            self._file.will_need(first, last - first)
+        for first, last in _joined(begins, begins + self._lists.list_bytes(numbers)):
+            self._lists.let_go(first, last - first)
+            self._file.drop(first, last - first)
 
     def scan(
         self,
@@ -150,3 +185,13 @@ class Segment:
         self._lists.close()
         if self._file is not None:
             self._file.close()
+
+
+def _joined(begins: IntArray, ends: IntArray) -> Iterator[tuple[int, int]]:
+    """Spans of a file in ascending order, those that touch as one."""
+    if not len(begins):
+        return iter(())
+    breaks = np.flatnonzero(begins[1:] > ends[:-1])
+    firsts = begins[np.concatenate(([0], breaks + 1))]
+    lasts = ends[np.concatenate((breaks, [len(ends) - 1]))]
+    return zip(firsts.tolist(), lasts.tolist(), strict=True)

@@ -1,44 +1,44 @@
-"""An index directory, opened for searching.
-
-    queries ─> coarse ─> prefetch lists ─> scan codes ─> prefetch rows ─> re-rank ─> distances, ids
-
-Private memory stays at a few tens of MB: lists and rows are mapped, and every read is asked for
-before it is needed, many at once.
-"""
+"""An index directory, opened for searching: what is asked is checked here, and answered by ``Stages``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 
 from ooc.durable import read_json
+from ooc.engine import threads_limited
 from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.layout import Layout
 from ooc.index.lists import ID_BYTES
 from ooc.index.segment import Segment
-from ooc.search.exact import best, distances, exhaustive, once
+from ooc.search.budget import Budget
+from ooc.search.exact import exhaustive
 from ooc.search.filters import Filter
 from ooc.search.info import figures
 from ooc.search.queries import as_queries, check_at_least
+from ooc.search.rerank import vectors
 from ooc.search.source import Source
+from ooc.search.stages import Stages, Wanted
 from ooc.search.stream import search_to
-from ooc.search.widen import AllowedInLists, compares_all, widened
+from ooc.search.trace import NOTHING, Explanation, Trace
+from ooc.search.widen import compares_all
 from ooc.stores.base import Store, as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, PathOrStr, StoreLike
 
 __all__ = ["Index", "open_index"]
 
-#: Queries that are searched together: bounds the memory of what they find.
-_BATCH_QUERIES = 1024
-#: Results of a scan are held for this many (query, candidate) pairs at a time.
-_BATCH_CANDIDATES = 1 << 21
+#: Queries for which all rows are compared together.
+_EXACT_QUERIES = 1024
+#: The most queries that go through the stages together.
+_BATCH_QUERIES = 16_384
 
 
-def open_index(path: PathOrStr, *, store: StoreLike | None = None) -> Index:
+def open_index(path: PathOrStr, *, store: StoreLike | None = None, memory: int | str | None = None) -> Index:
     """Open an index directory for searching. Takes milliseconds; nothing is written.
 
     Parameters
@@ -47,6 +47,11 @@ def open_index(path: PathOrStr, *, store: StoreLike | None = None) -> Index:
         The directory that ``ooc.build`` made. It may be read-only, moved or copied.
     store : store, optional
         Where the vectors are now, if they moved since the build.
+    memory : int or str, optional
+        What a search may use, in bytes or as text (``"256MiB"``), at least 64 MiB: queries that are
+        searched together, lists and rows that are asked of the disk ahead, and Python itself stay within it,
+        and a batch that reads more lets go of it behind. State it where the process has a limit (a
+        cgroup); otherwise batches are planned for 1 GiB. See ``ooc help memory``.
 
     Raises
     ------
@@ -54,8 +59,10 @@ def open_index(path: PathOrStr, *, store: StoreLike | None = None) -> Index:
         The directory is missing, something else, unfinished, of a newer format, or damaged.
     StoreError, ConflictError
         ``store`` was given and cannot be read, or does not hold the indexed rows.
+    ArgumentError
+        ``memory`` is no size, or too small.
     """
-    return Index(Layout.of(path), store)
+    return Index(Layout.of(path), store, memory)
 
 
 class Index:
@@ -76,8 +83,10 @@ class Index:
         How many lists a row is in.
     """
 
-    def __init__(self, layout: Layout, store: StoreLike | None = None) -> None:
-        self._layout = layout
+    def __init__(
+        self, layout: Layout, store: StoreLike | None = None, memory: int | str | None = None
+    ) -> None:
+        self._layout, self._budget = layout, Budget.of(memory)
         header = layout.read_header()
         self.d: int = header.d
         self.metric: Metric = header.metric
@@ -93,7 +102,11 @@ class Index:
         self._segment: Segment | None = None
         names = [segment["name"] for segment in self._record["segments"]]
         self._open_segment(names, header.lists_per_row)
-        self._source = Source(str(layout.root), self._record, self._opened(), store)
+        segment = self._opened()
+        self._source = Source(str(layout.root), self._record, segment, store)
+        #: One more than the largest id.
+        self._id_end = int(self._record["plan"]["n"])
+        self._stages = Stages(segment, self._source, self.metric, self._budget, id_end=self._id_end)
 
     def _open_segment(self, names: list[str], lists_per_row: int) -> None:
         if len(names) != 1 or not names[0].isalnum():
@@ -101,15 +114,18 @@ class Index:
                 f"generation {self.generation} of {self._layout.root} names segments {names}",
                 kind="index-damaged",
             )
-        segment = Segment(self._layout.segment(names[0]), lists_per_row)
+        segment = Segment(self._layout.segment(names[0]), lists_per_row, self._sketch())
         if segment.d != self.d:
             raise IndexDirError(f"{segment.layout.header} is of {segment.d} dimensions", kind="index-damaged")
         self._segment = segment
         self.n = segment.rows
         self.nlist = segment.nlist
         self.lists_per_row = lists_per_row
-        #: One more than the largest id: what a damaged file may not exceed.
-        self._id_end = int(self._record["plan"]["n"])
+
+    def _sketch(self) -> Path | None:
+        """The sketch of the centroids; None where they are few, or found through a graph."""
+        named = read_json(self._layout.train_record, what="the template's record").get("checksums", {})
+        return self._layout.sketch_file if self._layout.sketch_file.name in named else None
 
     @property
     def default_nprobe(self) -> int:
@@ -121,6 +137,30 @@ class Index:
         """Candidates re-ranked exactly where the caller does not say: ``10 k``, and at least 100."""
         return max(100, 10 * k)
 
+    @overload
+    def search(
+        self,
+        xq: AnyArray,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filter: object | None = None,
+        return_vectors: Literal[False] = False,
+    ) -> tuple[FloatArray, IntArray]: ...
+
+    @overload
+    def search(
+        self,
+        xq: AnyArray,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filter: object | None = None,
+        return_vectors: Literal[True],
+    ) -> tuple[FloatArray, IntArray, FloatArray]: ...
+
     def search(
         self,
         xq: AnyArray,
@@ -129,7 +169,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
-    ) -> tuple[FloatArray, IntArray]:
+        return_vectors: bool = False,
+    ) -> tuple[FloatArray, IntArray] | tuple[FloatArray, IntArray, FloatArray]:
         """The ``k`` nearest rows of each query, of those that a filter allows.
 
         Parameters
@@ -151,6 +192,9 @@ class Index:
             so many are allowed: more lists are probed than ``nprobe``, and few allowed rows are all
             compared. See ``ooc help filters``.
 
+        return_vectors : bool
+            Also give the vectors that were found.
+
         Returns
         -------
         distances : (nq, k) float32
@@ -158,6 +202,8 @@ class Index:
             no row: infinity (``l2``) or minus infinity.
         ids : (nq, k) int64
             Ties are in the order of the ids. -1 where there is no row.
+        vectors : (nq, k, d) float32, with ``return_vectors``
+            As they are in the store; NaN where there is no row.
 
         Raises
         ------
@@ -168,8 +214,48 @@ class Index:
         StoreError
             Rows are needed and their store is gone; see ``rerank=0`` and ``open_index(store=)``.
         """
+        found, ids, _ = self._search(xq, k, nprobe, rerank, filter, NOTHING)
+        if return_vectors:
+            return found, ids, vectors(ids, self._source.rows(), budget=self._budget)
+        return found, ids
+
+    def explain(
+        self,
+        xq: AnyArray,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filter: object | None = None,  # noqa: A002 - the field's word
+    ) -> Explanation:
+        """Search, and tell what that took: lists, entries, bytes and reads, candidates, time by stage.
+
+        Parameters and what is raised are those of ``search``; the results are thrown away.
+        """
+        trace = Trace()
+        began = time.perf_counter()
+        found, _, wanted = self._search(xq, k, nprobe, rerank, filter, trace)
+        total = time.perf_counter() - began
+        return Explanation(
+            queries=len(found),
+            k=k,
+            nprobe=wanted.nprobe,
+            rerank=wanted.candidates if wanted.exact else 0,
+            seconds={**trace.seconds, "total": total},
+            **trace.counts,
+        )
+
+    def _search(
+        self,
+        xq: AnyArray,
+        k: int,
+        nprobe: int | None,
+        rerank: int | None,
+        filter: object | None,  # noqa: A002
+        trace: Trace,
+    ) -> tuple[FloatArray, IntArray, Wanted]:
         queries = as_queries(xq, self.d, self.metric)
-        segment = self._opened()
+        self._opened()
         nprobe = self._nprobe(nprobe)
         check_at_least("k", k, 1)
         if rerank is None:
@@ -177,29 +263,41 @@ class Index:
         check_at_least("rerank", rerank, 0)
         allowed = self._allowed(filter)
         most = self.n if allowed is None else allowed.count
-        candidates = min(max(rerank, k), most) if rerank else min(k, most)
+        wanted = Wanted(
+            nprobe=nprobe,
+            k=k,
+            candidates=min(max(rerank, k), most) if rerank else min(k, most),
+            exact=rerank > 0,
+            allowed=allowed,
+            counted=self._stages.counting(allowed),
+        )
+        if len(queries) and self._compares_all(wanted, len(queries)):
+            return *self._exhaustive(queries, wanted, trace), wanted
+        step = self._budget.batch_bytes // (8 * self._opened().d_code + wanted.queries_bytes)
+        step = max(1, min(step, _BATCH_QUERIES))
+        if len(queries) == 1:
+            # Teams of threads cost a query more than they bring, and other threads have theirs to search.
+            with threads_limited(1):
+                return *self._stages.search(queries, wanted, trace), wanted
         found = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
-        # Every row of every list: the store is read once for all queries of a batch.
-        every_row = bool(rerank) and nprobe == self.nlist and candidates == most
-        if allowed is not None and rerank:
-            every_row |= self._compares_all(allowed, nprobe, candidates, len(queries))
-        held = _BATCH_CANDIDATES // max(candidates * self.lists_per_row, 1)
-        step = _BATCH_QUERIES if every_row else max(1, min(_BATCH_QUERIES, held))
-        rows = self._rows_of(allowed) if every_row and len(queries) else None
-        # What a filter allows may be rows that the index left out.
-        some_bad = allowed is not None and self._record["skipped_rows"] > 0
-        counted = None if allowed is None else AllowedInLists(allowed, segment.sizes, self._soon_ids)
         for first in range(0, len(queries), step):
-            some = queries[first : first + step]
-            if rows is not None:
-                result = exhaustive(some, k, self._source.rows(), self.metric, rows, some_bad=some_bad)
-            else:
-                result = self._two_stages(
-                    some, k, nprobe, candidates, exact=bool(rerank), allowed=allowed, counted=counted
-                )
-            found[first : first + step], ids[first : first + step] = result
-        return found, ids
+            some = slice(first, first + step)
+            found[some], ids[some] = self._stages.search(queries[some], wanted, trace)
+        return found, ids, wanted
+
+    def _exhaustive(self, queries: FloatArray, wanted: Wanted, trace: Trace) -> tuple[FloatArray, IntArray]:
+        """Every row is compared: the store is read once for all queries of a batch."""
+        rows, store = self._rows_of(wanted.allowed), self._source.rows()
+        # What a filter allows may be rows that the index left out.
+        some_bad = wanted.allowed is not None and self._record["skipped_rows"] > 0
+        parts = []
+        for first in range(0, len(queries), _EXACT_QUERIES):
+            some = queries[first : first + _EXACT_QUERIES]
+            with trace.time("compare all"):
+                parts.append(exhaustive(some, wanted.k, store, self.metric, rows, some_bad=some_bad))
+            trace.add(rows=len(rows), row_bytes=len(rows) * store.row_bytes)
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     #: Queries of a store, results to a file, in any number; see ``ooc.search.stream``.
     search_to = search_to
@@ -221,17 +319,25 @@ class Index:
         allowed = self.filter(filter)
         return None if allowed.count == self._id_end else allowed
 
-    def _compares_all(self, allowed: Filter, nprobe: int, candidates: int, queries: int) -> bool:
+    def _compares_all(self, wanted: Wanted, queries: int) -> bool:
+        """Whether every row, or every allowed row, is to be compared rather than codes scanned."""
+        if not wanted.exact:
+            return False
+        count = self.n if wanted.allowed is None else wanted.allowed.count
+        if wanted.nprobe == self.nlist and wanted.candidates == count:
+            return True
+        if wanted.allowed is None:
+            return False
         segment = self._opened()
         return compares_all(
-            allowed.count,
+            count,
             self.n,
-            nprobe=nprobe,
+            nprobe=wanted.nprobe,
             nlist=self.nlist,
             list_bytes=segment.entries * (segment.code_size + ID_BYTES) / self.nlist,
-            candidates=candidates,
+            candidates=wanted.candidates,
             row_bytes=self._source.rows().row_bytes,
-            queries=max(1, min(queries, _BATCH_QUERIES)),
+            queries=max(1, min(queries, _EXACT_QUERIES)),
         )
 
     def _rows_of(self, allowed: Filter | None) -> IntArray:
@@ -239,57 +345,8 @@ class Index:
         if allowed is not None:
             return allowed.ids()
         rows = np.unique(self._opened().ids(np.arange(self.nlist)))
-        self._see_ids(rows)
+        self._stages.see_ids(rows)
         return rows
-
-    def _soon_ids(self, list_nos: IntArray) -> IntArray:
-        """Ids of lists, which are asked for together."""
-        segment = self._opened()
-        segment.will_need(list_nos)
-        return segment.ids(list_nos)
-
-    def _lists(
-        self, y: FloatArray, nprobe: int, counted: AllowedInLists | None, entries: int
-    ) -> tuple[FloatArray, IntArray]:
-        """Distances and numbers of the lists to look into, which are asked for."""
-        segment = self._opened()
-        if counted is None:
-            coarse, lists = segment.coarse(y, nprobe)
-        else:
-            coarse, lists = widened(
-                y, segment.coarse, counted, nlist=self.nlist, nprobe=nprobe, entries=entries
-            )
-        segment.will_need(lists)
-        return coarse, lists
-
-    def _two_stages(
-        self,
-        queries: FloatArray,
-        k: int,
-        nprobe: int,
-        candidates: int,
-        *,
-        exact: bool,
-        allowed: Filter | None,
-        counted: AllowedInLists | None,
-    ) -> tuple[FloatArray, IntArray]:
-        segment = self._opened()
-        y = segment.transform(queries)
-        entries = candidates * self.lists_per_row
-        coarse, lists = self._lists(y, nprobe, counted, entries)
-        if not lists.shape[1]:  # nothing is allowed
-            nothing = np.full((len(queries), 1), -1, np.int64)
-            return best(np.zeros(nothing.shape, np.float32), nothing, k, self.metric)
-        selector = None if allowed is None else allowed.selector()
-        found, ids = segment.scan(y, lists, coarse, entries, selector)
-        self._see_ids(ids)
-        if self.lists_per_row > 1:
-            found, ids = best(*once(found, ids, self.metric), candidates, self.metric)
-        if exact:
-            # Ascending ids: rows of a query lie in the order of the store.
-            ids = np.sort(ids, axis=1)
-            found = distances(queries, ids, self._source.rows(), self.metric)
-        return best(found, ids, k, self.metric)
 
     def range_search(
         self,
@@ -320,42 +377,22 @@ class Index:
             Query ``i`` has found ``ids[lims[i]:lims[i + 1]]``, best first: faiss's layout.
         """
         queries = as_queries(xq, self.d, self.metric)
-        segment = self._opened()
+        self._opened()
         nprobe = self._nprobe(nprobe)
         if not math.isfinite(radius):
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
         allowed = self._allowed(filter)
-        counted = None if allowed is None else AllowedInLists(allowed, segment.sizes, self._soon_ids)
-        selector = None if allowed is None else allowed.selector()
+        counted = self._stages.counting(allowed)
+        wanted = Wanted(nprobe=nprobe, exact=rerank, allowed=allowed, counted=counted)
         parts: list[tuple[FloatArray, IntArray]] = []
-        for query in self._one_by_one(queries):
-            y = segment.transform(query)
-            coarse, lists = self._lists(y, nprobe, counted, 0)
-            if rerank or not lists.shape[1]:
-                ids = np.unique(segment.ids(lists[0]))
-                self._see_ids(ids)
-                if allowed is not None:
-                    ids = ids[allowed.contains(ids)]
-                found = distances(query, ids[None], self._source.rows(), self.metric)[0]
-                near = found < radius if self.metric == "l2" else found > radius
-                found, ids = found[near], ids[near]
-            else:
-                _, found, ids = segment.range_scan(y, lists, coarse, radius, selector)
-                self._see_ids(ids)
-                if self.lists_per_row > 1:
-                    found, ids = (a[0] for a in once(found[None], ids[None], self.metric))
-                    found, ids = found[ids >= 0], ids[ids >= 0]
+        for i in range(len(queries)):
+            found, ids = self._stages.within(queries[i : i + 1], radius, wanted)
             order = np.lexsort((ids, found if self.metric == "l2" else -found))
             parts.append((found[order], ids[order]))
         lims = np.concatenate(([0], np.cumsum([len(ids) for _, ids in parts]))).astype(np.int64)
         if not parts:
             return lims, np.empty(0, np.float32), np.empty(0, np.int64)
         return lims, np.concatenate([d for d, _ in parts]), np.concatenate([i for _, i in parts])
-
-    @staticmethod
-    def _one_by_one(queries: FloatArray) -> Iterator[FloatArray]:
-        for i in range(len(queries)):
-            yield queries[i : i + 1]
 
     def reconstruct(self, ids: IntArray) -> FloatArray:
         """The vectors of the given ids, ``(m, d)`` float32, as they are in the store.
@@ -406,15 +443,6 @@ class Index:
         if self._segment is None:
             raise ArgumentError("this index is closed", kind="closed", hint="Open it again.")
         return self._segment
-
-    def _see_ids(self, ids: IntArray) -> None:
-        """Ids come from a file: none may point outside the rows before rows are gathered by them."""
-        if ids.size and (int(ids.max()) >= self._id_end or int(ids.min()) < -1):
-            raise IndexDirError(
-                f"the lists of {self._layout.root} hold ids beyond its {self._id_end} rows: they are damaged",
-                kind="index-damaged",
-                hint="Copy the directory anew, or remove it and build.",
-            )
 
     def close(self) -> None:
         """Give mappings and files up; may be called twice."""

@@ -55,6 +55,9 @@ class Source:
         ConflictError
             It holds other rows.
         """
+        rows = self._rows
+        if rows is not None:
+            return rows
         with self._lock:
             if self._rows is None:
                 own = self._segment.open_vectors()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ooc.stores.base import Block, Store, check_dtype, check_rows, check_shape
-from ooc.types import AnyArray, IntArray
+from ooc.types import AnyArray, FloatArray, IntArray
 
 __all__ = ["ArrayStore"]
 
@@ -39,6 +39,12 @@ class ArrayStore(Store):
     def take(self, rows: IntArray) -> AnyArray:
         """The rows with the given numbers, as a copy."""
         return np.ascontiguousarray(self._array[check_rows(rows, self.n)], dtype=self.dtype)
+
+    def as_array(self) -> FloatArray | None:
+        """The array itself, where it is of float32 without gaps."""
+        flags = self._array.flags
+        plain = self._array.dtype == np.float32 and self._array.dtype.isnative
+        return self._array if plain and flags.c_contiguous and flags.aligned else None
 
     def close(self) -> None:
         """Nothing to give up: the array is its owner's."""

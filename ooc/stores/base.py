@@ -128,15 +128,23 @@ class Store(ABC):
     def will_need(self, start: int, stop: int) -> None:  # noqa: B027 - advice, by default none
         """Start bringing in rows ``start`` to ``stop``; returns at once."""
 
-    def will_take(self, rows: IntArray) -> None:  # noqa: B027 - advice, by default none
-        """Start bringing in the rows with the given numbers; returns at once.
+    def will_take(self, rows: IntArray) -> int:
+        """Start bringing in the rows with the given numbers; returns at once how many reads were asked for.
 
         ``take`` does it by itself; for those who have something to do before they ``gather`` the rows.
         """
+        return 0
 
     def gather(self, rows: IntArray) -> AnyArray:
         """As ``take``, for rows that were asked for with ``will_take`` before."""
         return self.take(rows)
+
+    def as_array(self) -> FloatArray | None:
+        """All rows as one C-contiguous ``(n, d)`` float32 array where they lie so; None where they do not.
+
+        A view: nothing is read.
+        """
+        return None
 
     def forget(self, start: int, stop: int) -> None:  # noqa: B027 - advice, by default none
         """Let the memory and the page cache let go of rows ``start`` to ``stop``."""

@@ -20,7 +20,7 @@ import numpy as np
 from ooc.errors import StoreError
 from ooc.mapping import MappedFile, MapPool
 from ooc.stores.base import Store, check_dtype, check_rows, even_starts
-from ooc.types import AnyArray, BytesArray, IntArray
+from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
 
 __all__ = ["MappedStore", "Tiles", "one_tile"]
 
@@ -168,12 +168,14 @@ class MappedStore(Store):
         self.will_take(rows)
         return self.gather(rows)
 
-    def will_take(self, rows: IntArray) -> None:
-        """Start reading the pages of the given rows, all at once; returns at once."""
+    def will_take(self, rows: IntArray) -> int:
+        """Start reading the pages of the given rows, all at once; returns at once how many reads that is."""
+        asked = 0
         for piece in self._pieces(check_rows(rows, self.n)):
             if piece.file >= 0:
                 offsets = piece.offsets if piece.at is not None else np.sort(piece.offsets)
-                self._map(piece.file).will_need_each(offsets, self._width(piece.col))
+                asked += self._map(piece.file).will_need_each(offsets, self._width(piece.col))
+        return asked
 
     def gather(self, rows: IntArray) -> AnyArray:
         """As ``take``, for rows that were asked for with ``will_take`` before."""
@@ -196,6 +198,15 @@ class MappedStore(Store):
             gathered = _gather(self._map(piece.file).bytes, piece.offsets, width)
             out[at, cols] = gathered.view(self.dtype).reshape(len(piece.offsets), -1)
         return self._swap(out)
+
+    def as_array(self) -> FloatArray | None:
+        """All rows as one float32 view, where one tile holds them without gaps, aligned."""
+        tiles = self._tiles
+        one = tiles.file.shape == (1, 1) and tiles.rows >= self.n and tiles.file[0, 0] >= 0
+        if not one or self._swapped or self.dtype != np.float32 or tiles.stride != self.row_bytes:
+            return None
+        view = self._tile(0, 0, 0, self.n)
+        return view if view.flags.aligned and view.flags.c_contiguous else None
 
     def will_need(self, start: int, stop: int) -> None:
         """Start reading rows ``start`` to ``stop``; returns at once."""

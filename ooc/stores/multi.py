@@ -103,12 +103,14 @@ class MultiStore(Store):
             out[at] = self._part(i).gather(inside)
         return out
 
-    def will_take(self, rows: IntArray) -> None:
-        """Start bringing in the rows with the given numbers; returns at once."""
+    def will_take(self, rows: IntArray) -> int:
+        """Start bringing in the rows with the given numbers; returns at once how many reads that is."""
+        asked = 0
         for i, _, inside in self._split(check_rows(rows, self.n)):
             part = self._parts[i]
             if part is not None:
-                part.will_take(inside)
+                asked += part.will_take(inside)
+        return asked
 
     def will_need(self, start: int, stop: int) -> None:
         """Start bringing in rows ``start`` to ``stop``; returns at once."""

@@ -108,11 +108,10 @@ class ScaledStore(Store):
         rows = check_rows(rows, self.n)
         return _decoded(self._values.gather(rows), self._scales.gather(rows))
 
-    def will_take(self, rows: IntArray) -> None:
-        """Start reading the pages of the given rows and their scales, all at once; returns at once."""
+    def will_take(self, rows: IntArray) -> int:
+        """Start reading the pages of the given rows and their scales, all at once; how many reads that is."""
         rows = check_rows(rows, self.n)
-        self._values.will_take(rows)
-        self._scales.will_take(rows)
+        return self._values.will_take(rows) + self._scales.will_take(rows)
 
     def will_need(self, start: int, stop: int) -> None:
         """Start reading rows ``start`` to ``stop``; returns at once."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,10 +13,9 @@ from pyroaring import BitMap, BitMap64, FrozenBitMap
 
 import ooc
 from ooc.errors import ArgumentError
-from ooc.index.segment import Segment
 from ooc.search import filters
 from ooc.search.filters import Filter
-from ooc.types import AnyArray, FloatArray, IntArray
+from ooc.types import AnyArray, IntArray
 from tests.helpers import embeddings
 
 
@@ -202,14 +200,14 @@ def test_scans_of_lists_on_disk_keep_to_the_filter(
         segment = index._opened()
         y = segment.transform(y)
         coarse, lists = segment.coarse(y, nprobe)
-        every = scanned(segment, y, lists, coarse)
+        every = segment.scan(y, lists, coarse, segment.entries)
         radius = float(np.median(every[0][every[1] >= 0]))
-        lims, _, near = ranged(segment, y, lists, coarse, radius)
+        lims, _, near = segment.range_scan(y, lists, coarse, radius)
         rng = np.random.default_rng(0)
         for mask in (rng.random(n) < 0.4, rng.random(n) < 0.01, np.arange(n) // 300 == 2, np.zeros(n, bool)):
             made = Filter.of(mask, n)
-            found, ids = scanned(segment, y, lists, coarse, made)
-            its_lims, _, its_near = ranged(segment, y, lists, coarse, radius, made)
+            found, ids = segment.scan(y, lists, coarse, segment.entries, made.selector())
+            its_lims, _, its_near = segment.range_scan(y, lists, coarse, radius, made.selector())
             for i in range(len(y)):
                 keep = made.contains(every[1][i])
                 assert np.sort(ids[i][ids[i] >= 0]).tolist() == np.sort(every[1][i][keep]).tolist()
@@ -219,44 +217,3 @@ def test_scans_of_lists_on_disk_keep_to_the_filter(
                 expected = near[lims[i] : lims[i + 1]]
                 expected = np.sort(expected[made.contains(expected)])
                 assert np.sort(its_near[its_lims[i] : its_lims[i + 1]]).tolist() == expected.tolist()
-
-
-def scanned(
-    segment: Segment, y: FloatArray, lists: IntArray, coarse: FloatArray, made: Filter | None = None
-) -> tuple[FloatArray, IntArray]:
-    """All rows of the lists by code, as ``Segment.scan``, under a filter."""
-    nq, k = len(y), segment.entries
-    found, ids = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64)
-    pointers = [faiss.swig_ptr(array) for array in (y, lists, coarse, found, ids)]
-    segment._lists._ivf.search_preassigned_c(
-        nq, pointers[0], k, *pointers[1:], False, parameters(lists, made)
-    )
-    return found, ids
-
-
-def ranged(
-    segment: Segment,
-    y: FloatArray,
-    lists: IntArray,
-    coarse: FloatArray,
-    radius: float,
-    made: Filter | None = None,
-) -> tuple[IntArray, FloatArray, IntArray]:
-    result = faiss.RangeSearchResult(len(y))
-    pointers = [faiss.swig_ptr(array) for array in (y, lists, coarse)]
-    segment._lists._ivf.range_search_preassigned_c(
-        len(y), pointers[0], radius, *pointers[1:], result, False, parameters(lists, made)
-    )
-    lims = faiss.rev_swig_ptr(result.lims, len(y) + 1).astype(np.int64)
-    total = int(lims[-1])
-    if not total:
-        return lims, np.empty(0, np.float32), np.empty(0, np.int64)
-    distances = faiss.rev_swig_ptr(result.distances, total).copy()
-    return lims, distances, faiss.rev_swig_ptr(result.labels, total).copy()
-
-
-def parameters(lists: IntArray, made: Filter | None) -> Any:
-    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1])
-    if made is not None:
-        parameters.sel = made.selector().native
-    return parameters

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import ooc
 from ooc import build
-from ooc.search.exact import best
+from ooc.search.best import best
 from ooc.search.queries import as_queries
 from ooc.types import FloatArray
 from tests.helpers import embeddings, exact_search, recall

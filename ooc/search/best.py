@@ -1,0 +1,69 @@
+"""The best of what was found: ordered, merged, each row once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ooc.types import FloatArray, IntArray, Metric
+
+__all__ = ["best", "merge_best", "once", "worst"]
+
+
+def worst(metric: Metric) -> float:
+    """The distance of what is not there."""
+    return float("inf") if metric == "l2" else float("-inf")
+
+
+def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
+    """The ``k`` best of each row, ordered by distance and then by id; padded with ids of -1.
+
+    Parameters
+    ----------
+    found, ids : (nq, m) float32, (nq, m) int64
+        Distances and the ids they belong to; entries with id -1 are not there.
+    """
+    m = found.shape[1]
+    key = found if metric == "l2" else -found
+    key = np.where(ids >= 0, key, np.inf)
+    if m > 4 * k + 64:
+        # All that are at least as near as the k-th, so that ties are settled by id below.
+        kth = np.partition(key, k - 1, axis=1)[:, k - 1 : k]
+        width = int((key <= kth).sum(axis=1).max())
+        near = np.argpartition(key, min(width, m) - 1, axis=1)[:, :width]
+        key, found = np.take_along_axis(key, near, axis=1), np.take_along_axis(found, near, axis=1)
+        ids = np.take_along_axis(ids, near, axis=1)
+    order = np.lexsort((ids, key), axis=1)[:, :k]
+    top_d, top_i = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    if top_d.shape[1] < k:
+        pad = ((0, 0), (0, k - top_d.shape[1]))
+        top_d = np.pad(top_d, pad, constant_values=worst(metric))
+        top_i = np.pad(top_i, pad, constant_values=-1)
+    top_d[top_i < 0] = worst(metric)
+    return np.ascontiguousarray(top_d), np.ascontiguousarray(top_i)
+
+
+def once(found: FloatArray, ids: IntArray, metric: Metric) -> tuple[FloatArray, IntArray]:
+    """The same results with each id once, by its better distance: ids of the others become -1.
+
+    Parameters
+    ----------
+    found, ids : (nq, m) float32, (nq, m) int64
+        As for ``best``.
+
+    Returns
+    -------
+    found, ids : (nq, m) float32, (nq, m) int64
+        Of each query in the order of the ids.
+    """
+    order = np.lexsort((found if metric == "l2" else -found, ids), axis=1)
+    found, ids = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    again = ids[:, 1:] == ids[:, :-1]
+    ids[:, 1:][again] = -1
+    return found, ids
+
+
+def merge_best(
+    one: tuple[FloatArray, IntArray], two: tuple[FloatArray, IntArray], k: int, metric: Metric
+) -> tuple[FloatArray, IntArray]:
+    """The ``k`` best of two results for the same queries."""
+    return best(np.concatenate((one[0], two[0]), axis=1), np.concatenate((one[1], two[1]), axis=1), k, metric)

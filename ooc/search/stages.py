@@ -1,0 +1,176 @@
+"""The way of a batch of queries through one segment.
+
+    queries ─> coarse ─> ask for lists ─> scan codes ─> ask for rows ─> re-rank ─> distances, ids
+
+Every read is asked for before it is needed, many at once; a query that waits for no disk anyway is
+spared the asking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ooc.errors import IndexDirError
+from ooc.index.segment import Segment
+from ooc.mapping import Residency
+from ooc.search.best import best, once
+from ooc.search.budget import Budget
+from ooc.search.filters import Filter
+from ooc.search.rerank import distances
+from ooc.search.scan import candidates
+from ooc.search.source import Source
+from ooc.search.trace import NOTHING, Trace
+from ooc.search.widen import AllowedInLists, widened
+from ooc.types import FloatArray, IntArray, Metric
+
+__all__ = ["Stages", "Wanted"]
+
+#: Lists of more queries than this are always asked for: they are few advices for much.
+_FEW_QUERIES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked of a search.
+
+    Attributes
+    ----------
+    nprobe : int
+        Lists to look into for each query.
+    k, candidates : int
+        Results, and rows that the codes propose for them.
+    exact : bool
+        Whether candidates are compared exactly.
+    allowed, counted : Filter, AllowedInLists, optional
+        Rows that count, and how many of them the lists hold.
+    """
+
+    nprobe: int
+    k: int = 0
+    candidates: int = 0
+    exact: bool = True
+    allowed: Filter | None = None
+    counted: AllowedInLists | None = None
+
+    @property
+    def queries_bytes(self) -> int:
+        """Private memory that a query takes on its way, besides its vector."""
+        return 96 * self.candidates + 32 * self.nprobe
+
+
+class Stages:
+    """The stages of a search over a segment and the rows behind it. Safe from several threads.
+
+    Parameters
+    ----------
+    segment : Segment
+    source : Source
+        The rows.
+    metric : {"l2", "ip", "cosine"}
+    budget : Budget
+    id_end : int
+        One more than the largest id: what a damaged file may not exceed.
+    """
+
+    def __init__(
+        self, segment: Segment, source: Source, metric: Metric, budget: Budget, *, id_end: int
+    ) -> None:
+        self._segment, self._source, self._metric = segment, source, metric
+        self._budget, self._id_end = budget, id_end
+        self._residency = Residency()
+
+    def search(
+        self, queries: FloatArray, wanted: Wanted, trace: Trace = NOTHING
+    ) -> tuple[FloatArray, IntArray]:
+        """The ``k`` best rows of each query: distances and ids ``(nq, k)``."""
+        segment, metric = self._segment, self._metric
+        ahead = self._residency.wants_advice() or len(queries) > _FEW_QUERIES
+        entries = wanted.candidates * segment.lists_per_row
+        with trace.time("coarse"):
+            y = segment.transform(queries)
+            coarse, lists = self._lists(y, wanted, entries, ahead)
+        if not lists.shape[1]:  # nothing is allowed
+            nothing = np.full((len(queries), 1), -1, np.int64)
+            return best(np.zeros(nothing.shape, np.float32), nothing, wanted.k, metric)
+        found, ids = candidates(
+            segment,
+            y,
+            coarse,
+            lists,
+            wanted.candidates,
+            metric,
+            budget=self._budget,
+            # Ids of lists that were counted have been asked for.
+            ahead=None if not ahead else "codes" if wanted.counted is not None else "all",
+            trace=trace,
+            selector=None if wanted.allowed is None else wanted.allowed.selector(),
+        )
+        self.see_ids(ids)
+        trace.add(candidates=int((ids >= 0).sum()))
+        if wanted.exact:
+            ask = self._residency.wants_advice
+            with trace.time("re-rank"):
+                rows = self._source.rows()
+                found = distances(queries, ids, rows, metric, budget=self._budget, ahead=ask, trace=trace)
+        with trace.time("order"):
+            return best(found, ids, wanted.k, metric)
+
+    def within(self, query: FloatArray, radius: float, wanted: Wanted) -> tuple[FloatArray, IntArray]:
+        """Distances and ids of all rows within ``radius`` of one query ``(1, d)``, in no order."""
+        segment, metric, allowed = self._segment, self._metric, wanted.allowed
+        ahead = self._residency.wants_advice()
+        y = segment.transform(query)
+        coarse, lists = self._lists(y, wanted, 0, ahead)
+        if wanted.exact or not lists.shape[1]:
+            if ahead and wanted.counted is None:
+                segment.will_need(lists, "ids")
+            ids = np.unique(segment.ids(lists[0]))
+            self.see_ids(ids)
+            if allowed is not None:
+                ids = ids[allowed.contains(ids)]
+            found = distances(query, ids[None], self._source.rows(), metric, budget=self._budget)[0]
+            near = found < radius if metric == "l2" else found > radius
+            return found[near], ids[near]
+        if ahead:
+            segment.will_need(lists, "all" if wanted.counted is None else "codes")
+        selector = None if allowed is None else allowed.selector()
+        _, found, ids = segment.range_scan(y, lists, coarse, radius, selector)
+        self.see_ids(ids)
+        if segment.lists_per_row > 1:
+            found, ids = (a[0] for a in once(found[None], ids[None], metric))
+            found, ids = found[ids >= 0], ids[ids >= 0]
+        return found, ids
+
+    def counting(self, allowed: Filter | None) -> AllowedInLists | None:
+        """Counts what a filter allows in each list, whose ids are asked for together."""
+        if allowed is None:
+            return None
+
+        def ids(list_nos: IntArray) -> IntArray:
+            self._segment.will_need(list_nos, "ids")
+            return self._segment.ids(list_nos)
+
+        return AllowedInLists(allowed, self._segment.sizes, ids)
+
+    def see_ids(self, ids: IntArray) -> None:
+        """Ids come from a file: none may point outside the rows before rows are gathered by them."""
+        if ids.size and (int(ids.max()) >= self._id_end or int(ids.min()) < -1):
+            raise IndexDirError(
+                f"{self._segment.layout.lists} is damaged: it holds ids beyond the {self._id_end} rows",
+                kind="index-damaged",
+                hint="Copy the directory anew, or remove it and build.",
+            )
+
+    def _lists(self, y: FloatArray, wanted: Wanted, entries: int, ahead: bool) -> tuple[FloatArray, IntArray]:
+        """Distances and numbers of the lists to look into."""
+        if wanted.counted is None:
+            return self._segment.coarse(y, wanted.nprobe, ahead=ahead)
+
+        def coarse(some: FloatArray, m: int) -> tuple[FloatArray, IntArray]:
+            return self._segment.coarse(some, m, ahead=ahead)
+
+        return widened(
+            y, coarse, wanted.counted, nlist=self._segment.nlist, nprobe=wanted.nprobe, entries=entries
+        )

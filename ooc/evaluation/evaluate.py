@@ -75,7 +75,7 @@ def evaluate(
         Only the first so many of ``queries``; or how many rows are drawn, by default 1000.
     nprobe, candidates : sequence of int, optional
         The grid: lists probed, and candidates compared exactly (``rerank`` of a search). Default: powers
-        of two up to four times the default ``nprobe``, and four numbers from 2 k to five times the default.
+        of two around the default ``nprobe``, and four numbers from 2 k to five times the default.
     seed : int
         Of the draw.
     store : store, optional
@@ -190,9 +190,11 @@ def evaluate(
 
 
 def _write(pages: Sequence[Path | None], figures: dict[str, Any], info: dict[str, Any]) -> None:
-    for path, make in zip(pages, (lambda: page(figures, info), lambda: curve(figures)), strict=True):
-        if path is not None:
-            write_bytes(path, make().encode())
+    html, plot = pages
+    if html is not None:
+        write_bytes(html, page(figures, info).encode())
+    if plot is not None:
+        write_bytes(plot, curve(figures).encode())
 
 
 def _place(path: PathOrStr | None, suffixes: tuple[str, ...], overwrite: bool) -> Path | None:

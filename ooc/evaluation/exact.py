@@ -190,13 +190,13 @@ def exact(
         )
         if target is None:
             found, ids = np.empty(shape, np.float32), np.empty(shape, np.int64)
-            for first, *part in parts:
-                some = slice(first, first + len(part[0]))
-                found[some], ids[some] = part
+            for first, some_found, some_ids in parts:
+                some = slice(first, first + len(some_ids))
+                found[some], ids[some] = some_found, some_ids
         else:
             with open_neighbours(target, shape=shape, settings=settings, overwrite=overwrite) as file:
-                for _, *part in parts:
-                    file.write(*part)
+                for _, some_found, some_ids in parts:
+                    file.write(some_found, some_ids)
     seconds = time.monotonic() - begun
     figures = {**settings, "out": None if target is None else str(target), "nq": asked.nq, "rows": xb.n}
     figures |= {**counts, "passes": plan.passes, "seconds": round(seconds, 3)}

@@ -48,9 +48,10 @@ class Asked:
 
 
 def default_nprobes(index: Index) -> list[int]:
-    """Powers of two, from one list up to four times what a search probes where nobody says."""
-    most = min(index.nlist, 4 * index.default_nprobe)
-    return [2**i for i in range(most.bit_length()) if 2**i <= most]
+    """Powers of two, from a 32nd of what a search probes where nobody says up to four times that."""
+    usual = index.default_nprobe
+    powers = [2**i for i in range((4 * usual).bit_length()) if usual <= 32 * 2**i and 2**i <= 4 * usual]
+    return sorted({min(power, index.nlist) for power in powers})
 
 
 def default_candidates(index: Index, k: int) -> list[int]:

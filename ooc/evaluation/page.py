@@ -26,12 +26,12 @@ h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere} h2{font-size:1.05rem;margin
 p{margin:.25rem 0;color:var(--soft)} a{color:var(--s3)}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;
 padding:1.1rem 1.25rem;margin-top:1.1rem}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(22rem,1fr));gap:1.1rem}
-.two section{min-width:0}
+.two{display:grid;margin-top:1.1rem;grid-template-columns:repeat(auto-fit,minmax(22rem,1fr));gap:1.1rem}
+.two section{min-width:0;margin:0}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.85rem}
 th{font-weight:500;color:var(--soft);text-align:right;vertical-align:bottom}
-td,th{padding:.28rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+td,th{padding:.25rem .45rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 tr:last-child td{border-bottom:0} tr.best td{font-weight:600}
 td:first-child,th:first-child{padding-left:0} td:last-child,th:last-child{padding-right:0}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.2rem;margin:0;font-size:.9rem}
@@ -87,12 +87,14 @@ def page(figures: Mapping[str, Any], info: Mapping[str, Any]) -> str:
 in the cache as a batch of the same queries left them.</p></section>
 <section><h2>What a recall takes</h2><div class="scroll">{_targets(figures)}</div>
 <p>The setting that reads the fewest bytes, of those whose interval is above the recall.</p></section>
-<div class="two">
+<section><h2>Recall and bytes</h2>{curve(figures, "bytes", alone=False)}
+<p>The same on any machine.</p></section>
 <section><h2>Sizes of lists</h2>{hist}
 <p>mean {sizes["mean"]:.4g}, met by a query {sizes["weighted_mean"]:.4g}, empty {sizes["empty"]}</p></section>
+<div class="two">
 <section><h2>Bytes by part</h2>{_bytes(info)}</section>
-{_stages(info)}<section><h2>Settings</h2>{_settings(figures, info)}</section>
-</div>
+{_stages(info)}</div>
+<section><h2>Settings</h2>{_settings(figures, info)}</section>
 <section><h2>All that was measured</h2><div class="scroll">{_points(figures)}</div></section>
 </main>
 </body>
@@ -135,7 +137,7 @@ def _cells(point: Mapping[str, Any]) -> tuple[str, ...]:
 def _points(figures: Mapping[str, Any]) -> str:
     head = (
         "nprobe", "candidates", f"recall@{figures['k']}", "interval", "median ms", "p95 ms", "p99 ms",
-        "queries/s in a batch", "lists read", "rows read",
+        "batch, q/s", "lists read", "rows read",
     )  # fmt: skip
     rows = []
     for point in figures["points"]:
@@ -144,7 +146,7 @@ def _points(figures: Mapping[str, Any]) -> str:
             format_count(point["nprobe"]),
             format_count(point["candidates"]),
             f"{point['recall']:.4f}",
-            f"{point['recall_low']:.4f} to {point['recall_high']:.4f}",
+            f"{point['recall_low']:.4f} – {point['recall_high']:.4f}",
             *(f"{1e3 * times[name]:.2f}" for name in ("p50", "p95", "p99")),
             format_count(point["queries_per_second"]),
             format_bytes(point["list_bytes"]),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from ooc.evaluation.svg import document, recall_axis, text, time_axis
+from ooc.evaluation.svg import bytes_axis, document, recall_axis, text, time_axis
 from ooc.units import format_bytes, format_count
 
 __all__ = ["curve"]
@@ -16,8 +16,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 52, 52
 _COLOURS = 5
 
 
-def curve(figures: Mapping[str, Any], *, alone: bool = True) -> str:
-    """Recall against the median latency: a line for each number of candidates, a point for each nprobe.
+def curve(
+    figures: Mapping[str, Any], against: Literal["time", "bytes"] = "time", *, alone: bool = True
+) -> str:
+    """Recall against the median latency, or against the bytes of lists and rows: a line for each number of candidates, a point for each nprobe.
 
     Rings are settings that no other beats; upright strokes are confidence intervals.
 
@@ -25,11 +27,15 @@ def curve(figures: Mapping[str, Any], *, alone: bool = True) -> str:
     ----------
     figures : mapping
         What ``ooc.evaluate`` returns.
+    against : {"time", "bytes"}
     alone : bool
         As a file of its own, rather than as part of a page that has the style.
     """
     points = figures["points"]
-    x = time_axis([p["latency_seconds"]["p50"] for p in points], _LEFT, _WIDTH - _RIGHT)
+    axis, name = (time_axis, "median time of a query, ms")
+    if against == "bytes":
+        axis, name = bytes_axis, "bytes of lists and rows that a query reads"
+    x = axis([_cost(p, against) for p in points], _LEFT, _WIDTH - _RIGHT)
     y = recall_axis([p["recall"] for p in points], _HEIGHT - _BOTTOM, _TOP)
     parts = []
     for value, words in x.ticks:
@@ -41,14 +47,15 @@ def curve(figures: Mapping[str, Any], *, alone: bool = True) -> str:
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(text(_LEFT - 8, at + 4, words, anchor="end"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(text(middle, _HEIGHT - 10, "median time of a query, ms", anchor="middle"))
+    parts.append(text(middle, _HEIGHT - 10, name, anchor="middle"))
     parts.append(text(8, 18, f"recall@{figures['k']}", cls="strong"))
+    unit = 1e3 if against == "time" else 1 / 1024
     counts = sorted({p["candidates"] for p in points})
     at = 120.0
     for i, count in enumerate(counts):
         colour = f"s{round(i * (_COLOURS - 1) / max(len(counts) - 1, 1)) if len(counts) > 1 else 3}"
         line = sorted((p for p in points if p["candidates"] == count), key=lambda p: p["nprobe"])
-        places = [(x(1e3 * p["latency_seconds"]["p50"]), y(p["recall"])) for p in line]
+        places = [(x(_cost(p, against) * unit), y(p["recall"])) for p in line]
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
         parts.append(f'<g class="{colour}"><path class="curve stroke" d="{path}"/>')
         for point, (a, b) in zip(line, places, strict=True):
@@ -68,7 +75,14 @@ def curve(figures: Mapping[str, Any], *, alone: bool = True) -> str:
         f'<circle class="best" cx="{_LEFT + 6}" cy="36" r="6"/>'
         + text(_LEFT + 18, 40, "nothing else measured reads as little and recalls as much")
     )
-    return document(_WIDTH, _HEIGHT, f"recall@{figures['k']} against time", parts, alone=alone)
+    return document(_WIDTH, _HEIGHT, f"recall@{figures['k']} against {against}", parts, alone=alone)
+
+
+def _cost(point: Mapping[str, Any], against: str) -> float:
+    """Seconds, or bytes."""
+    return float(
+        point["latency_seconds"]["p50"] if against == "time" else point["list_bytes"] + point["row_bytes"]
+    )
 
 
 def _told(point: Mapping[str, Any]) -> str:

@@ -10,7 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
-__all__ = ["STYLE", "Axis", "bars", "columns", "document", "log_ticks", "recall_axis", "text", "time_axis"]
+from ooc.units import format_bytes
+
+__all__ = [
+    "COLOURS",
+    "STYLE",
+    "Axis",
+    "bars",
+    "bytes_axis",
+    "columns",
+    "document",
+    "log_ticks",
+    "recall_axis",
+    "text",
+    "time_axis",
+]
 
 #: Of everything that is drawn; ``--ink`` and the others are the page's.
 STYLE = """\
@@ -58,16 +72,28 @@ class Axis:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two numbers."""
+    """1, 2 and 5 times powers of ten between two numbers; where that is few, more, and of many, fewer."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    all_of_them = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
-    return [tick for tick in all_of_them if low * 0.999 <= tick <= high * 1.001]
+    ticks: list[float] = []
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = [m * 10.0**e for e in range(first, last + 1) for m in steps]
+        ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+        if len(ticks) > 3:
+            break
+    return ticks
 
 
 def time_axis(seconds: Sequence[float], begin: float, end: float) -> Axis:
     """Milliseconds, by their logarithm."""
     low, high = 1e3 * min(seconds) / 1.15, 1e3 * max(seconds) * 1.15
     ticks = [(tick, f"{tick:g}") for tick in log_ticks(low, high)]
+    return Axis(at=math.log10, low=low, high=high, begin=begin, end=end, ticks=ticks)
+
+
+def bytes_axis(sizes: Sequence[float], begin: float, end: float) -> Axis:
+    """KiB, by their logarithm."""
+    low, high = max(min(sizes), 1) / 1024 / 1.15, max(*sizes, 1) / 1024 * 1.15
+    ticks = [(tick, format_bytes(1024 * tick)) for tick in log_ticks(low, high)]
     return Axis(at=math.log10, low=low, high=high, begin=begin, end=end, ticks=ticks)
 
 
@@ -106,7 +132,7 @@ def document(width: float, height: float, label: str, parts: Sequence[str], *, a
 
 def columns(edges: Sequence[float], counts: Sequence[int], *, label: str, x_label: str) -> str:
     """A histogram."""
-    width, height, left, right, top, bottom = 640, 220, 44, 12, 14, 44
+    width, height, left, right, top, bottom = 860, 230, 48, 12, 14, 44
     most, room = max(counts, default=1) or 1, height - top - bottom
     low, high = edges[0], max(edges[-1], edges[0] + 1)
 
@@ -135,8 +161,8 @@ def columns(edges: Sequence[float], counts: Sequence[int], *, label: str, x_labe
 
 def bars(rows: Sequence[tuple[str, float, str]], *, label: str) -> str:
     """``(name, value, words)`` as bars that lie one below the other."""
-    width, step = 640, 26
-    names = 8 + 6.6 * max((len(name) for name, _, _ in rows), default=1)
+    width, step = 430, 26
+    names = 10 + 7 * max((len(name) for name, _, _ in rows), default=1)
     room = width - names - 8 - 7 * max((len(words) for _, _, words in rows), default=1)
     most = max((value for _, value, _ in rows), default=0) or 1
     parts = []

@@ -31,7 +31,7 @@ Sizes are written as in `512MiB` (powers of 1024) or `1GB` (powers of 1000).
   time of day, at most one every ten seconds besides starts and ends of stages.
 - Ctrl-C (or SIGTERM) asks a build or a conversion to stop at a safe point, and prints the command that goes
   on; a second one ends the process at once. Nothing that was finished is lost either way. A search into a
-  file stops after the queries it is at, and leaves no file.
+  file stops after the queries it is at, and leaves no file; so do `exact` and `eval`.
 - `OOC_DEBUG=1` adds the traceback to an error.
 
 This page is made from the program: `python -m ooc.cli.reference`.

@@ -19,9 +19,10 @@ _COLOURS = 5
 def curve(
     figures: Mapping[str, Any], against: Literal["time", "bytes"] = "time", *, alone: bool = True
 ) -> str:
-    """Recall against the median latency, or against the bytes of lists and rows: a line for each number of candidates, a point for each nprobe.
+    """Recall against the median latency, or against the bytes of lists and rows.
 
-    Rings are settings that no other beats; upright strokes are confidence intervals.
+    A line for each number of candidates, a point for each nprobe. Rings are settings that no other beats;
+    upright strokes are confidence intervals.
 
     Parameters
     ----------
@@ -32,10 +33,11 @@ def curve(
         As a file of its own, rather than as part of a page that has the style.
     """
     points = figures["points"]
-    axis, name = (time_axis, "median time of a query, ms")
-    if against == "bytes":
-        axis, name = bytes_axis, "bytes of lists and rows that a query reads"
-    x = axis([_cost(p, against) for p in points], _LEFT, _WIDTH - _RIGHT)
+    costs = [_cost(p, against) for p in points]
+    if against == "time":
+        x, name = time_axis(costs, _LEFT, _WIDTH - _RIGHT), "median time of a query, ms"
+    else:
+        x, name = bytes_axis(costs, _LEFT, _WIDTH - _RIGHT), "lists and rows that a query reads"
     y = recall_axis([p["recall"] for p in points], _HEIGHT - _BOTTOM, _TOP)
     parts = []
     for value, words in x.ticks:
@@ -49,7 +51,7 @@ def curve(
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(text(middle, _HEIGHT - 10, name, anchor="middle"))
     parts.append(text(8, 18, f"recall@{figures['k']}", cls="strong"))
-    unit = 1e3 if against == "time" else 1 / 1024
+    unit = 1e3 if against == "time" else 1
     counts = sorted({p["candidates"] for p in points})
     at = 120.0
     for i, count in enumerate(counts):

@@ -70,7 +70,8 @@ def interval(shares: AnyArray, *, k: int, confidence: float = CONFIDENCE) -> tup
     queries is worth: p (1 - p) / s² of them a query, at least one, at most ``k``. The neighbours of
     one query are found or missed together, so that ``k`` trials a query would be too many. One query more,
     which found nothing, is counted in that variance: a bootstrap, and a plain normal interval, of a small
-    sample that found everything would say that recall is 1 for certain.
+    sample that found everything would say that recall is 1 for certain. Nor is the lower end ever above
+    that of as many queries which found everything.
 
     Parameters
     ----------
@@ -86,4 +87,5 @@ def interval(shares: AnyArray, *, k: int, confidence: float = CONFIDENCE) -> tup
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     spread = z * math.sqrt(p * (1 - p) / trials + (z / (2 * trials)) ** 2)
     centre, scale = p + z * z / (2 * trials), 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low = min((centre - spread) / scale, nq / (nq + z * z))
+    return max(0.0, low), min(1.0, (centre + spread) / scale)

@@ -91,10 +91,17 @@ def time_axis(seconds: Sequence[float], begin: float, end: float) -> Axis:
 
 
 def bytes_axis(sizes: Sequence[float], begin: float, end: float) -> Axis:
-    """KiB, by their logarithm."""
-    low, high = max(min(sizes), 1) / 1024 / 1.15, max(*sizes, 1) / 1024 * 1.15
-    ticks = [(tick, format_bytes(1024 * tick)) for tick in log_ticks(low, high)]
+    """Bytes, by their logarithm; powers of two."""
+    low, high = max(min(sizes), 1) / 1.15, max(*sizes, 1) * 1.15
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+    ticks = [(2.0**i, _short(2.0**i)) for i in powers if i % (1 if len(powers) < 9 else 2) == 0]
     return Axis(at=math.log10, low=low, high=high, begin=begin, end=end, ticks=ticks)
+
+
+def _short(size: float) -> str:
+    """``"64 KiB"``, without the digits of ``"64.0 KiB"``."""
+    number, unit = format_bytes(size).split()
+    return f"{float(number):g} {unit}"
 
 
 def recall_axis(recalls: Sequence[float], begin: float, end: float) -> Axis:

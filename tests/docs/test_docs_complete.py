@@ -225,6 +225,8 @@ MADE_KINDS = {
     ("ArgumentError", "k"),
     ("ArgumentError", "first"),
     ("ArgumentError", "batch"),
+    ("ArgumentError", "count"),
+    ("ArgumentError", "candidates"),
     ("ConflictError", "convert-source-differs"),
     ("ConflictError", "convert-settings-differs"),
     ("MissingExtraError", "missing-extra"),

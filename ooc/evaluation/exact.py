@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -40,9 +41,11 @@ __all__ = ["exact", "neighbours"]
 _BASE_BYTES = 64 * MIB
 #: Fewer queries than this a pass are not worth one.
 _LEAST_QUERIES = 64
-#: float32 rows of a block: enough for a matrix product, few enough for the cache.
-_BLOCK_ROWS = 2048
-_BLOCK_BYTES = 8 * MIB
+#: Rows that a thread multiplies at a time: enough for a matrix product, few enough for the cache.
+_PIECE_ROWS = 2048
+_PIECE_BYTES = 8 * MIB
+#: Pieces that are looked at one after the other.
+_FIRST = 4
 
 
 @overload
@@ -275,7 +278,7 @@ class _Asked:
 
 
 class _Plan:
-    """How many queries a pass has, and how many rows a block."""
+    """How many queries a pass has, and how many rows a thread takes at a time."""
 
     def __init__(self, *, n: int, queries: int, rows: int, threads: int, passes: int) -> None:
         self.n, self.queries, self.rows, self.threads, self.passes = n, queries, rows, threads, passes
@@ -300,19 +303,20 @@ class _Plan:
         team = threads or available_threads()
         release_free_memory()
         base = max(private_bytes(), _BASE_BYTES)
-        block_bytes = min(_BLOCK_BYTES, max(budget // 128, MIB // 2))
-        rows = max(1, min(_BLOCK_ROWS, block_bytes // (4 * store.d)))
+        piece_bytes = min(_PIECE_BYTES, max(budget // 256, MIB // 2))
+        rows = max(1, min(_PIECE_ROWS, piece_bytes // (4 * store.d)))
         # Blocks that are read, wait, or are worked on; a thread has its rows as float32 twice, scores of a
         # tile and which of them are near, and the pairs that it found.
-        work = team * (rows * (8 * store.d + 4) + rows * 512 * 10 + 4 * MIB)
+        work = team * (rows * (8 * store.d + 4) + rows * 512 * 10 + 4 * MIB) + Sweep.merge_bytes(k)
         if not store.mapped:
-            work += (2 * team + 4) * rows * store.row_bytes + 2 * store.chunk_bytes
+            work += 4 * _pieces_of(team) * rows * store.row_bytes + 2 * store.chunk_bytes
         # As read, of unit length, as factors; and the results, which wait for nobody where they are written.
-        each = 12 * store.d + Sweep.query_bytes(store.d, k)
-        room = budget - base - work
+        each = 12 * store.d + Sweep.query_bytes(store.d, k) + 8 * k
+        # An eighth is for what the allocator keeps.
+        room = budget - budget // 8 - base - work
         least = min(_LEAST_QUERIES, max(asked.nq, 1))
         if room < least * each:
-            needed = base + work + least * each + MIB
+            needed = (base + work + least * each) * 8 // 7 + MIB
             raise PlanError(
                 f"exact neighbours do not fit in {format_bytes(budget)}",
                 kind="memory-too-small",
@@ -346,8 +350,10 @@ def _parts(
             xq, own = asked.read(first, min(first + plan.queries, asked.nq))
             sweep = Sweep(xq, k, metric, own)
             skipped, done = 0, turn * plan.n
-            blocks = store.blocks(plan.rows, stop=plan.n)
-            for rows, found in in_order(pool, partial(_look, sweep), blocks, plan.threads):
+            pieces, look = _pieces(store, plan), partial(_look, sweep)
+            # One by one at first: where nothing is known of the best yet, each piece has k for every query.
+            looked = chain(map(look, islice(pieces, _FIRST)), in_order(pool, look, pieces, plan.threads))
+            for rows, found in looked:
                 if stop is not None and stop.is_set():
                     raise Stopped(
                         f"stopped after {format_count(done)} of {format_count(total)} rows; "
@@ -362,7 +368,8 @@ def _parts(
                 stage.tell(done)
             counts["skipped_rows"] = skipped
             result = sweep.result()
-            del sweep, xq  # before the next queries are read
+            del sweep, xq, look, looked  # before the next queries are read
+            release_free_memory()
             yield first, *result
         if counts["skipped_rows"]:
             stage.note(
@@ -371,6 +378,21 @@ def _parts(
                 warning=True,
             )
         stage.figures["queries"] = asked.nq
+
+
+def _pieces(store: Store, plan: _Plan) -> Iterator[Block]:
+    """The rows, in pieces for one thread each.
+
+    Blocks are of as many pieces as may be under way: a mapped store lets go of the block before the last.
+    """
+    for block in store.blocks(plan.rows * _pieces_of(plan.threads), stop=plan.n):
+        for first in range(0, len(block.rows), plan.rows):
+            yield Block(start=block.start + first, rows=block.rows[first : first + plan.rows])
+
+
+def _pieces_of(threads: int) -> int:
+    """Pieces of a block: what ``in_order`` has under way, and the one that it is handing out."""
+    return 2 * threads + 1
 
 
 def _look(sweep: Sweep, block: Block) -> tuple[int, Found]:

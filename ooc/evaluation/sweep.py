@@ -12,6 +12,7 @@ Accuracy and Stability of Numerical Algorithms, section 3.1), with room for what
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -31,20 +32,27 @@ _ROUNDED = 2.0**-24
 _SMALL, _LARGE = np.float32(1e-30), np.float32(1e30)
 
 
+#: Queries, rows and keys.
+_Pairs: TypeAlias = tuple[AnyArray, AnyArray, FloatArray]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What a block of rows has for the queries.
 
     Attributes
     ----------
-    tiles : list of (queries, ids, keys)
-        For each tile of queries, pairs that may be among the best: the query's number in its tile, the
-        row's number, and its distance, negated for similarities so that less is better.
+    start : int
+        The number of the first row.
+    tiles : list of (queries, rows, keys)
+        For each tile of queries, pairs that may be among the best: the query's number in its tile and the
+        row's in the block (int32), and their distance, negated for similarities so that less is better.
     bad : (b,) int64
         Numbers of rows with NaN or infinity, which are passed over.
     """
 
-    tiles: list[tuple[IntArray, IntArray, FloatArray]]
+    start: int
+    tiles: list[_Pairs]
     bad: IntArray
 
 
@@ -90,13 +98,21 @@ class Sweep:
         self._worst = [np.full(tile.stop - tile.start, np.inf) for tile in self._tiles]
         self._keys = np.full((nq, k), np.inf, np.float32)
         self._ids = np.full((nq, k), -1, np.int64)
-        self._waiting: list[list[tuple[IntArray, IntArray, FloatArray]]] = [[] for _ in self._tiles]
+        #: Pairs to be put in order, each with the first row's number, and how many there are.
+        self._waiting: list[list[tuple[int, _Pairs]]] = [[] for _ in self._tiles]
         self._waiting_count = [0] * len(self._tiles)
 
     @staticmethod
     def query_bytes(d: int, k: int) -> int:
         """Private memory for each query, its own vector not counted."""
-        return 4 * (d + 1) + 12 * k + 30 * k
+        # What is multiplied; the k best; and pairs of 12 bytes: half of k wait, some k are found by the
+        # threads at any time, where bounds were set by a few blocks before.
+        return 4 * (d + 1) + 12 * k + 12 * 3 * k
+
+    @staticmethod
+    def merge_bytes(k: int) -> int:
+        """Private memory for putting in order."""
+        return _TILE * 3 * k * 48
 
     def look(self, start: int, rows: AnyArray) -> Found:
         """What may be among the nearest, of the rows ``(m, d)`` that begin with number ``start``."""
@@ -109,7 +125,7 @@ class Sweep:
                 self._look(tile, self._worst[i], start, x, y, longest, squares, bad)
                 for i, tile in enumerate(self._tiles)
             ]
-        return Found(tiles=tiles, bad=bad + start)
+        return Found(start=start, tiles=tiles, bad=bad + start)
 
     def _operand(self, x: FloatArray) -> tuple[FloatArray, float]:
         """Rows as the scores are made of them, and the length of the longest."""
@@ -132,7 +148,7 @@ class Sweep:
         longest: float,
         squares: FloatArray | None,
         bad: IntArray,
-    ) -> tuple[IntArray, IntArray, FloatArray]:
+    ) -> _Pairs:
         scores = self._factors[tile] @ y.T
         if len(bad):
             scores[:, bad] = np.inf
@@ -155,7 +171,7 @@ class Sweep:
             query, row = query[other], row[other]
         keys = self._exact(query + tile.start, row, x, squares)
         better = ~(keys > kth[query])
-        return query[better], row[better] + start, keys[better]
+        return query[better].astype(np.int32), row[better].astype(np.int32), keys[better]
 
     def _exact(self, query: IntArray, row: IntArray, x: FloatArray, squares: FloatArray | None) -> FloatArray:
         """Distances of pairs, computed as a search computes them; less is better."""
@@ -171,11 +187,11 @@ class Sweep:
 
     def take(self, found: Found) -> None:
         """Add what ``look`` found."""
-        for i, (query, ids, keys) in enumerate(found.tiles):
-            if not len(query):
+        for i, found_pairs in enumerate(found.tiles):
+            if not len(found_pairs[0]):
                 continue
-            self._waiting[i].append((query, ids, keys))
-            self._waiting_count[i] += len(query)
+            self._waiting[i].append((found.start, found_pairs))
+            self._waiting_count[i] += len(found_pairs[0])
             # Seldom, since putting in order takes long; before the first k are there, at once.
             if self._waiting_count[i] > len(self._worst[i]) * self._k // 2 or np.isinf(self._worst[i]).any():
                 self._merge(i)
@@ -187,9 +203,9 @@ class Sweep:
             return
         k, ids, keys = self._k, self._ids[tile], self._keys[tile]
         there = ids >= 0
-        query = np.concatenate([np.nonzero(there)[0], *(part[0] for part in waiting)])
-        all_ids = np.concatenate([ids[there], *(part[1] for part in waiting)])
-        all_keys = np.concatenate([keys[there], *(part[2] for part in waiting)])
+        query = np.concatenate([np.nonzero(there)[0], *(pair[0] for _, pair in waiting)])
+        all_ids = np.concatenate([ids[there], *(pair[1] + np.int64(start) for start, pair in waiting)])
+        all_keys = np.concatenate([keys[there], *(pair[2] for _, pair in waiting)])
         order = np.lexsort((all_ids, all_keys, query))
         query = query[order]
         rank = np.arange(len(query)) - np.searchsorted(query, np.arange(len(ids)))[query]

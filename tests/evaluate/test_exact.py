@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -287,3 +289,44 @@ def test_arrays_that_are_no_neighbours(tmp_path: Path) -> None:
     with pytest.raises(ooc.StoreError, match="holds other") as missing:
         read_neighbours(tmp_path / "named.npz")
     assert missing.value.kind == "dataset-missing"
+
+
+_PEAK = """
+import json, sys, threading
+import ooc
+from ooc.mapping import private_bytes
+peak, over = [0], threading.Event()
+def watch():
+    while not over.wait(0.002): peak[0] = max(peak[0], private_bytes())
+thread = threading.Thread(target=watch); thread.start()
+figures = ooc.exact(sys.argv[1], rows=range(20_000), k=100, out=sys.argv[2], memory=int(sys.argv[3]))
+over.set(); thread.join()
+print(json.dumps([peak[0], figures["passes"]]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="private memory is read from /proc")
+@pytest.mark.parametrize("name", ["x.npy", "x.h5"])
+def test_private_memory_stays_within_the_budget(name: str, tmp_path: Path) -> None:
+    """More queries than the budget holds, of a mapped store and of one that is decoded."""
+    x = embeddings(20_000, 64)
+    if name == "x.npy":
+        np.save(tmp_path / name, x)
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_dataset("x", data=x, chunks=(2000, 64), compression="gzip", compression_opts=1)
+    budget = 160 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(tmp_path / name), str(tmp_path / "o.npy"), str(budget)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    peak, passes = json.loads(done.stdout)
+    assert passes > 1
+    assert peak <= budget
+    ids = np.load(tmp_path / "o.npy")
+    some = np.arange(0, 20_000, 997)
+    np.testing.assert_array_equal(ids[some], ooc.exact(x, rows=some, k=100)[1])

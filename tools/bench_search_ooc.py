@@ -20,10 +20,10 @@ class _Ours:
         self._index = ooc.open_index(side["index"])
 
     def set(self, setting: Setting) -> None:
-        self._setting = {"nprobe": setting["nprobe"], "rerank": setting["candidates"]}
+        self._nprobe, self._rerank = setting["nprobe"], setting["candidates"]
 
     def search(self, xq: Any) -> Any:
-        return self._index.search(xq, K, **self._setting)[1]
+        return self._index.search(xq, K, nprobe=self._nprobe, rerank=self._rerank)[1]
 
     def in_thread(self) -> None:
         """Threads need nothing of the caller."""

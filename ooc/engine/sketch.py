@@ -48,15 +48,11 @@ class Sketch:
 
     def __init__(self, index: Any) -> None:
         self._index = index  # owns everything below
-        turn = faiss.downcast_VectorTransform(index.chain.at(0))
-        shape = (turn.d_out, turn.d_in)
-        # Projected by faiss's own products: numpy's BLAS leaves threads spinning, which slows what follows.
-        self._directions = faiss.IndexFlatIP(int(turn.d_in))
-        self._directions.add(faiss.vector_to_array(turn.A).reshape(shape))
-        self._every: IntArray = np.arange(turn.d_out)
+        # faiss's own products: numpy's BLAS would leave threads spinning, which slows what follows.
+        self._turn = faiss.downcast_VectorTransform(index.chain.at(0))
         self._scan = faiss.downcast_index(index.index)
         self._scan.qbs = QUERY_BLOCKS
-        self.nlist, self.d = int(self._scan.ntotal), int(turn.d_in)
+        self.nlist, self.d = int(self._scan.ntotal), int(self._turn.d_in)
 
     @classmethod
     def make(cls, centroids: FloatArray, metric: Metric) -> Self:
@@ -100,8 +96,7 @@ class Sketch:
     def candidates(self, x: FloatArray, count: int) -> IntArray:
         """Numbers ``(m, count)`` of the centroids that look nearest to rows ``(m, d)``, in no order."""
         x = vectors(x, self.d)
-        low = compare(self._directions, x, np.tile(self._every, (len(x), 1)))
-        numbers: IntArray = self._scan.search(low, count)[1]
+        numbers: IntArray = self._scan.search(self._turn.apply(x), count)[1]
         return numbers
 
 

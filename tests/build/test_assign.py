@@ -85,9 +85,9 @@ class Rows:
     def take(self, rows: IntArray) -> FloatArray:
         return self.x[rows]
 
-    def iterate(self, rows: int, *, backwards: bool) -> Iterator[FloatArray]:
-        for start in range(0, self.n, rows)[:: -1 if backwards else 1]:
-            yield self.x[start : start + rows]
+    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[FloatArray]:
+        for start in range(0, first, rows)[:: -1 if backwards else 1]:
+            yield self.x[start : min(start + rows, first)]
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,6 @@ def test_numbers_of_lists_are_true() -> None:
     assert len(pairs) == 5
     for n, nlist in pairs:
         assert choose_nlist(int(n.replace(" ", ""))) == int(nlist.replace(" ", "")), n
-    memory = next(t for t in tables(DOCS / "memory.md") if t[0][0] == "rows")
-    for cells in memory[1:]:
-        n, nlist, centroids = (int(re.sub(r"\D", "", cell)) for cell in cells)
-        assert choose_nlist(n) == nlist
-        assert nlist * 1024 * 4 == centroids * 2**20
 
 
 def test_refused_codes_are_refused_and_what_is_to_be_used_works() -> None:

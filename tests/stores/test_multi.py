@@ -74,9 +74,9 @@ def test_all_parts_are_asked_before_the_first_is_read(
     calls = []
     will_take, gather = MappedStore.will_take, MappedStore.gather
 
-    def noted_will_take(self: MappedStore, rows: IntArray) -> None:
+    def noted_will_take(self: MappedStore, rows: IntArray) -> int:
         calls.append("ask")
-        will_take(self, rows)
+        return will_take(self, rows)
 
     def noted_gather(self: MappedStore, rows: IntArray) -> AnyArray:
         calls.append("read")

@@ -9,8 +9,8 @@ of the blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, overload
@@ -350,22 +350,23 @@ def _parts(
             xq, own = asked.read(first, min(first + plan.queries, asked.nq))
             sweep = Sweep(xq, k, metric, own)
             skipped, done = 0, turn * plan.n
-            pieces, look = _pieces(store, plan), partial(_look, sweep)
-            # One by one at first: where nothing is known of the best yet, each piece has k for every query.
-            looked = chain(map(look, islice(pieces, _FIRST)), in_order(pool, look, pieces, plan.threads))
-            for rows, found in looked:
-                if stop is not None and stop.is_set():
-                    raise Stopped(
-                        f"stopped after {format_count(done)} of {format_count(total)} rows; "
-                        "no neighbours were written",
-                        hint="The same command starts over.",
-                    )
-                if len(found.bad) and on_bad == "stop":
-                    raise bad_rows_error(store, int(found.bad[0]), len(found.bad))
-                skipped += len(found.bad)
-                sweep.take(found)
-                done += rows
-                stage.tell(done)
+            look = partial(_look, sweep)
+            with closing(_pieces(store, plan)) as pieces:  # ends the thread that reads ahead
+                # One by one at first: where nothing is known of the best yet, each piece has k a query.
+                looked = chain(map(look, islice(pieces, _FIRST)), in_order(pool, look, pieces, plan.threads))
+                for rows, found in looked:
+                    if stop is not None and stop.is_set():
+                        raise Stopped(
+                            f"stopped after {format_count(done)} of {format_count(total)} rows; "
+                            "no neighbours were written",
+                            hint="The same command starts over.",
+                        )
+                    if len(found.bad) and on_bad == "stop":
+                        raise bad_rows_error(store, int(found.bad[0]), len(found.bad))
+                    skipped += len(found.bad)
+                    sweep.take(found)
+                    done += rows
+                    stage.tell(done)
             counts["skipped_rows"] = skipped
             result = sweep.result()
             del sweep, xq, look, looked  # before the next queries are read
@@ -380,7 +381,7 @@ def _parts(
         stage.figures["queries"] = asked.nq
 
 
-def _pieces(store: Store, plan: _Plan) -> Iterator[Block]:
+def _pieces(store: Store, plan: _Plan) -> Generator[Block]:
     """The rows, in pieces for one thread each.
 
     Blocks are of as many pieces as may be under way: a mapped store lets go of the block before the last.

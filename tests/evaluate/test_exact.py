@@ -20,6 +20,7 @@ from ooc import events
 from ooc.evaluation.neighbours import read_neighbours
 from ooc.evaluation.sweep import Sweep
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
+from ooc.units import MIB, parse_bytes
 from tests.helpers import embeddings, exact_search
 
 METRICS: tuple[Metric, ...] = ("l2", "ip", "cosine")
@@ -160,11 +161,13 @@ def test_passes_and_threads_change_nothing(threads: int, npy: Path, xq: FloatArr
     x = np.load(npy)
     queries = np.repeat(xq, 40, axis=0)
     expected = ooc.exact(x, queries, k=200)
-    from ooc.mapping import private_bytes
-
-    figures = ooc.exact(
-        npy, queries, k=200, memory=private_bytes() + (40 << 20), threads=threads, out=tmp_path / "o.npz"
-    )
+    options: dict[str, Any] = {"k": 200, "threads": threads, "out": tmp_path / "o.npz"}
+    with pytest.raises(ooc.PlanError) as caught:
+        ooc.exact(npy, queries, memory="80MiB", **options)
+    assert caught.value.kind == "memory-too-small"
+    least = parse_bytes(str(caught.value.hint).removeprefix("Give it at least ").removesuffix("."))
+    figures = ooc.exact(npy, queries, memory=least + 6 * MIB, **options)
+    assert figures["passes"] > 1
     assert figures["nq"] == 1600
     with np.load(tmp_path / "o.npz") as file:
         np.testing.assert_array_equal(file["ids"], expected[1])

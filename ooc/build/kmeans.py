@@ -30,8 +30,8 @@ NumberArray = NDArray[np.int32]
 
 _BLOCK = 1024
 #: Passes over the sample: whether each looks for near centroids anew, and which part of the rows it takes:
-#: the first half, quarter or eighth.
-_PASSES = ((True, 8), (True, 8), (True, 4), (False, 4), (True, 2), (True, 1))
+#: the first quarter or eighth.
+_PASSES = ((True, 8), (True, 8), (True, 4), (False, 4), (True, 1))
 #: So many passes are made with more centroids than are wanted, by this share.
 _PASSES_WITH_MORE = 2
 _MORE = 0.3

@@ -9,6 +9,7 @@ import numpy as np
 from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory
 from ooc.build.kmeans import kept_bytes
+from ooc.engine import sketch_bytes, sketched
 from ooc.errors import PlanError
 from ooc.stores import Store
 from ooc.types import CopyDtype
@@ -179,6 +180,8 @@ class Sizes:
             "header": header,
             "template": header + nlist * 4 * self.store.d,
         }
+        if sketched(nlist, self.factory.d_code) and not self.factory.graph:
+            parts["template"] += sketch_bytes(nlist, self.factory.d_code)
         if copies is not None:
             parts["vectors"] = n * self.store.d * copied_dtype(self.store.dtype.name, copies).itemsize
         if copies == "int8":

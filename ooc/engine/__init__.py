@@ -27,7 +27,7 @@ from ooc.engine.distances import pairs
 from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Nearest
 from ooc.engine.select import Selector
-from ooc.engine.sketch import Sketch, sketched
+from ooc.engine.sketch import Sketch, sketch_bytes, sketched
 
 __all__ = [
     "ID_BYTES",
@@ -42,6 +42,7 @@ __all__ = [
     "code_bytes",
     "one_thread",
     "pairs",
+    "sketch_bytes",
     "sketched",
     "threads_limited",
     "version",

@@ -19,7 +19,7 @@ from ooc.engine.codec import read_index, threads_limited, vectors, write_index
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["QUERY_BLOCKS", "ROUNDS", "Sketch", "compare", "project", "sketched"]
+__all__ = ["QUERY_BLOCKS", "ROUNDS", "Sketch", "compare", "project", "sketch_bytes", "sketched"]
 
 #: Below this many values in all centroids, comparing all is as quick as a sketch of them.
 _SKETCH_FROM = 1 << 19
@@ -35,6 +35,12 @@ ROUNDS = 4
 def sketched(nlist: int, d: int) -> bool:
     """Whether so many centroids are found through a sketch of them."""
     return nlist * d >= _SKETCH_FROM and nlist >= _SKETCH_FROM_NLIST
+
+
+def sketch_bytes(nlist: int, d: int) -> int:
+    """What a sketch of so many centroids takes, on disk and in memory: codes, and the directions."""
+    wide = min(_DIRECTIONS, d + d % 2)
+    return nlist * wide // 4 + 4 * d * wide
 
 
 class Sketch:

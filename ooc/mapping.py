@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "advise_soon",
     "drop_cached",
     "drop_file",
+    "joined",
     "let_go",
     "private_bytes",
     "private_peak_bytes",
@@ -118,14 +119,11 @@ class MappedFile:
             return 0
         begin = offsets - offsets % PAGE
         end = np.minimum(offsets + length, self.size)
-        # A run ends where the next piece begins beyond the last page of this one.
-        breaks = np.flatnonzero(begin[1:] > end[:-1] + PAGE)
-        firsts = begin[np.concatenate(([0], breaks + 1))]
-        lasts = end[np.concatenate((breaks, [len(end) - 1]))]
         advise = self._map.madvise
         asked = 0
         with contextlib.suppress(OSError):
-            for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            # A run ends where the next piece begins beyond the last page of this one.
+            for start, stop in joined(begin, end, gap=PAGE):
                 if stop - start <= ADVICE_BYTES:
                     advise(_WILLNEED, start, stop - start)
                     asked += 1
@@ -235,6 +233,16 @@ def _reads() -> tuple[int, int]:
     return usage.ru_majflt, usage.ru_inblock
 
 
+def joined(begins: IntArray, ends: IntArray, *, gap: int = 0) -> Iterator[tuple[int, int]]:
+    """Spans of a file in ascending order, those as one that lie no more than ``gap`` bytes apart."""
+    if not len(begins):
+        return iter(())
+    breaks = np.flatnonzero(begins[1:] > ends[:-1] + gap)
+    firsts = begins[np.concatenate(([0], breaks + 1))]
+    lasts = ends[np.concatenate((breaks, [len(ends) - 1]))]
+    return zip(firsts.tolist(), lasts.tolist(), strict=True)
+
+
 def _most_mappings() -> int:
     """How many files a pool maps: a quarter of those that the process may open, at most 256."""
     try:
@@ -335,25 +343,25 @@ def drop_file(path: Path, spans: Iterable[tuple[int, int]] = ((0, 0),)) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for begin, end in _joined(spans):
+            for begin, end in _in_units(spans):
                 early = max(begin - begin % PAGE - _CACHE_UNIT, 0)
                 drop_cached(fd, early, end - early if end else 0)
         finally:
             os.close(fd)
 
 
-def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _in_units(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Begin and end of spans, those that touch as one; an end of 0 is that of the file."""
-    joined: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     for begin, length in sorted(spans):
         if not length:
-            return [*joined, (begin, 0)]
+            return [*found, (begin, 0)]
         end = begin + length
-        if joined and begin <= joined[-1][1] + PAGE:
-            begin, last = joined.pop()
+        if found and begin <= found[-1][1] + PAGE:
+            begin, last = found.pop()
             end = max(end, last)
-        joined.append((begin, -(-end // PAGE) * PAGE))
-    return joined
+        found.append((begin, -(-end // PAGE) * PAGE))
+    return found
 
 
 def _status(keys: Iterable[str]) -> dict[str, int]:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,11 +18,10 @@ from typing import Any
 
 import numpy as np
 from bench_measure import drop_page_cache
-from bench_setup import new_result, reported, save, say
+from bench_setup import new_result, reported, save, say, this_python
 
 import ooc
 from ooc.errors import ArgumentError
-from ooc.index.layout import Layout
 from ooc.types import AnyArray, FloatArray, IntArray
 
 HELP = "very many queries from a cold disk: bytes read, and how fast"
@@ -82,8 +78,8 @@ def _bench(args: argparse.Namespace) -> int:
         result = new_result("batch", settings, args.index)
         queries = _queries(index, args.queries)
         say("the least that must be read")
+        lists = index._opened().layout.lists
         result["least"] = _least(index, queries, nprobe, args.candidates)
-    lists = Layout.of(args.index).segment(_segment_name(args.index)).lists
     files = [args.index, store]
     turns = {
         "exact": (10, {"nprobe": nprobe, "rerank": args.candidates}),
@@ -107,12 +103,6 @@ def _bench(args: argparse.Namespace) -> int:
     for name, figure in result["figures"].items():
         print(f"{name:<52}{figure:>12.4g}")
     return 0
-
-
-def _segment_name(index: Path) -> str:
-    layout = Layout.of(index)
-    record = json.loads(layout.generation(layout.live() or 1).read_text())
-    return str(record["segments"][0]["name"])
 
 
 def _queries(index: ooc.Index, count: int) -> FloatArray:
@@ -164,15 +154,7 @@ def _front_to_back(path: Path) -> dict[str, float]:
 
 
 def _search(job: list[Any]) -> dict[str, float]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    run = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, json.dumps(job)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    told: dict[str, float] = json.loads(run.stdout)
+    told: dict[str, float] = json.loads(this_python(["-c", _SCRIPT, json.dumps(job)])[1])
     return told
 
 

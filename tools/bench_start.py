@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from bench_measure import drop_page_cache
-from bench_setup import new_result, reported, save
+from bench_setup import new_result, reported, save, this_python
 
 import ooc
 from ooc.errors import ArgumentError
@@ -71,7 +68,7 @@ def _bench(args: argparse.Namespace) -> int:
     runs: dict[str, list[dict[str, float]]] = {"warm": [], "cold": []}
     _first(args.index)  # compiles what is not compiled yet
     for _ in range(args.runs):
-        runs["warm"].append(_first(args.index) | {name: _process(it)[0] for name, it in _COMMANDS.items()})
+        runs["warm"].append(_first(args.index) | {name: this_python(it)[0] for name, it in _COMMANDS.items()})
     for _ in range(args.runs):
         result["dropped"] = drop_page_cache(files)
         runs["cold"].append(_first(args.index))
@@ -90,16 +87,6 @@ def _median(runs: list[dict[str, float]], name: str) -> float | None:
 
 def _first(index: Path) -> dict[str, float]:
     """Seconds of the parts, and of the process from outside."""
-    seconds, told = _process(["-c", _SCRIPT, str(index)])
+    seconds, told = this_python(["-c", _SCRIPT, str(index)])
     parts: dict[str, float] = json.loads(told)
     return parts | {"process": seconds}
-
-
-def _process(arguments: list[str]) -> tuple[float, str]:
-    """Seconds of a process of this Python, and what it printed. It imports what this one did."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    began = time.perf_counter()
-    run = subprocess.run(
-        [sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    return time.perf_counter() - began, run.stdout

@@ -1,7 +1,7 @@
 """k-means on a sample that lies on disk, the same bits at any number of threads.
 
 Lloyd's algorithm from rows drawn at random, a block of rows at a time: only the centroids, their sums
-and a few numbers for each row are in memory. It begins with a third more centroids than are wanted, and
+and a few numbers for each row are in memory. It begins with three tenths more centroids than are wanted, and
 after two passes those go whose rows lose least by moving to the next one: so what the draw left out is
 found, and what it took twice goes. Centroids find their regions on few rows and their places on many: the
 first passes go over an eighth of the sample, the last over all. With many centroids

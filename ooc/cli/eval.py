@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ooc.cli.options import add_json, add_progress, print_json, watching
+from ooc.cli.options import add_json, add_memory, add_progress, add_threads, print_json, watching
 from ooc.cli.signals import stop_on_signals
 from ooc.cli.text import aligned, heading, print_lines
 from ooc.errors import ArgumentError
-from ooc.units import DEFAULT_MEMORY, format_bytes, format_count
+from ooc.units import format_bytes, format_count
 
 HELP = "recall, time and bytes of an index, against exact neighbours"
 
@@ -49,18 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plot", metavar="FILE", help="write the curve as .svg")
     add("--overwrite", action="store_true", help="replace what is at --html and --plot")
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
-    add(
-        "--memory",
-        metavar="SIZE",
-        default=DEFAULT_MEMORY,
-        help="budget of private memory of the whole process, as in 512MiB",
-    )
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads for the exact neighbours (default: the processors this process may use)",
-    )
+    add_memory(parser)
+    add_threads(parser, "threads for the exact neighbours")
     add_json(parser)
     add_progress(parser)
 

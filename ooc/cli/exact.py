@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from ooc.cli.options import add_json, add_progress, print_json, watching
+from ooc.cli.options import (
+    add_json,
+    add_memory,
+    add_metric,
+    add_on_bad,
+    add_progress,
+    add_threads,
+    print_json,
+    watching,
+)
 from ooc.cli.signals import stop_on_signals
 from ooc.cli.text import print_lines
 from ooc.errors import ArgumentError
-from ooc.units import DEFAULT_MEMORY, format_count, format_seconds
+from ooc.units import format_count, format_seconds
 
 HELP = "exact neighbours of queries, by comparing all rows"
 
@@ -32,31 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="query number i is row i of STORE, and left out of its own answer",
     )
-    add(
-        "--metric",
-        choices=("l2", "ip", "cosine"),
-        default="l2",
-        help="l2: squared distances, ascending; ip and cosine: similarities, descending",
+    add_metric(parser)
+    add_memory(
+        parser,
+        "budget of private memory of the whole process; queries that do not fit are done in further passes",
     )
-    add(
-        "--memory",
-        metavar="SIZE",
-        default=DEFAULT_MEMORY,
-        help="budget of private memory of the whole process; queries that do not fit are done in further "
-        "passes",
-    )
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads to use (default: the processors this process may use)",
-    )
-    add(
-        "--on-bad",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at rows with NaN or infinity: stop, or leave them out",
-    )
+    add_threads(parser)
+    add_on_bad(parser)
     add_json(parser)
     add_progress(parser)
 

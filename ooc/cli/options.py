@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_json",
+    "add_memory",
+    "add_metric",
+    "add_on_bad",
     "add_plan_options",
     "add_progress",
     "add_scratch",
+    "add_threads",
     "plan_options",
     "print_json",
     "watching",
@@ -42,21 +46,45 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """What decides an index and its build, under the names that the Python functions have."""
-    add = parser.add_argument
-    add(
-        "--memory",
-        metavar="SIZE",
-        default=DEFAULT_MEMORY,
-        help="budget of private memory of the whole process, as in 512MiB",
-    )
-    add(
+def add_memory(
+    parser: argparse.ArgumentParser,
+    about: str = "budget of private memory of the whole process, as in 512MiB",
+) -> None:
+    """``--memory``."""
+    parser.add_argument("--memory", metavar="SIZE", default=DEFAULT_MEMORY, help=about)
+
+
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    """``--metric``."""
+    parser.add_argument(
         "--metric",
         choices=("l2", "ip", "cosine"),
         default="l2",
         help="l2: squared distances, ascending; ip and cosine: similarities, descending",
     )
+
+
+def add_threads(parser: argparse.ArgumentParser, what: str = "threads to use") -> None:
+    """``--threads``."""
+    about = f"{what} (default: the processors this process may use)"
+    parser.add_argument("--threads", type=int, metavar="N", help=about)
+
+
+def add_on_bad(parser: argparse.ArgumentParser) -> None:
+    """``--on-bad``."""
+    parser.add_argument(
+        "--on-bad",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at rows with NaN or infinity: stop, or leave them out",
+    )
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """What decides an index and its build, under the names that the Python functions have."""
+    add = parser.add_argument
+    add_memory(parser)
+    add_metric(parser)
     add(
         "--factory",
         metavar="CODE",
@@ -65,12 +93,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, metavar="N", help="of the sample, the rotation and k-means")
     add("--shard-rows", type=int, metavar="N", help="rows of a shard (default: from the budget)")
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads to use (default: the processors this process may use)",
-    )
+    add_threads(parser)
     add(
         "--copy-vectors",
         choices=("auto", "always", "never"),
@@ -92,12 +115,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="whether each row is in a second list too: twice the bytes of lists, of which some collections "
         "then need far fewer for the same recall, and others more; see `ooc help plan`",
     )
-    add(
-        "--on-bad",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at rows with NaN or infinity: stop, or leave them out",
-    )
+    add_on_bad(parser)
     add(
         "--template",
         metavar="INDEX",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from ooc.engine import DiskLists, Selector
 from ooc.errors import IndexDirError
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES
-from ooc.mapping import MappedFile
+from ooc.mapping import MappedFile, joined
 from ooc.stores import Store, open_store
 from ooc.stores.npy import open_npy
 from ooc.stores.scaled import ScaledStore
@@ -128,7 +127,7 @@ class Segment:
             middle, _ = self._lists.ids_at(numbers)
             begins, ends = (begins, middle) if part == "codes" else (middle, ends)
         asked = 0
-        for first, last in _joined(begins, ends):
+        for first, last in joined(begins, ends):
             asked += self._file.will_need(first, last - first)
         return asked
 
@@ -138,7 +137,7 @@ class Segment:
             return
         numbers = np.unique(list_nos[list_nos >= 0])
         begins = self._lists.offsets[numbers]
-        for first, last in _joined(begins, begins + self._lists.list_bytes(numbers)):
+        for first, last in joined(begins, begins + self._lists.list_bytes(numbers)):
             self._lists.let_go(first, last - first)
             self._file.drop(first, last - first)
 
@@ -185,13 +184,3 @@ class Segment:
         self._lists.close()
         if self._file is not None:
             self._file.close()
-
-
-def _joined(begins: IntArray, ends: IntArray) -> Iterator[tuple[int, int]]:
-    """Spans of a file in ascending order, those that touch as one."""
-    if not len(begins):
-        return iter(())
-    breaks = np.flatnonzero(begins[1:] > ends[:-1])
-    firsts = begins[np.concatenate(([0], breaks + 1))]
-    lasts = ends[np.concatenate((breaks, [len(ends) - 1]))]
-    return zip(firsts.tolist(), lasts.tolist(), strict=True)

@@ -61,7 +61,7 @@ class Source:
         with self._lock:
             if self._rows is None:
                 own = self._segment.open_vectors()
-                self._rows = own if own is not None else self._checked(self._find())
+                self._rows = self._indexed() if own is None else own
             return self._rows
 
     def original(self) -> Store:
@@ -73,11 +73,13 @@ class Source:
             As ``rows``.
         """
         with self._lock:
-            if self._original is None:
-                has_own = "vectors.npy" in self._segment.record["bytes"]
-                at_hand = None if has_own else self._rows
-                self._original = self._checked(self._find()) if at_hand is None else at_hand
-            return self._original
+            return self._indexed()
+
+    def _indexed(self) -> Store:
+        """The store that was indexed, opened when it is first asked for; the lock is held."""
+        if self._original is None:
+            self._original = self._checked(self._find())
+        return self._original
 
     def close(self) -> None:
         """Close the rows, if they were opened."""

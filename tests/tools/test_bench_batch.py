@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +42,11 @@ def test_the_least_is_all_lists_where_all_are_probed(npy: Path, tmp_path: Path) 
 
 
 def test_what_cannot_be_measured_is_said(npy: Path, tmp_path: Path) -> None:
-    ooc.build(npy, tmp_path / "i", memory="400MiB", factory="IVF16,SQ8")
+    own = tmp_path / "x.npy"
+    shutil.copyfile(npy, own)
+    ooc.build(own, tmp_path / "i", memory="400MiB", factory="IVF16,SQ8")
     assert "at least 1" in bench(tmp_path / "i", "--runs", "0").stderr
-    npy.rename(tmp_path / "elsewhere.npy")
+    own.rename(tmp_path / "elsewhere.npy")
     done = bench(tmp_path / "i")
     assert done.returncode > 0
     assert "Traceback" not in done.stderr

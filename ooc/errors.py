@@ -31,6 +31,7 @@ __all__ = [
     "MissingExtraError",
     "OocError",
     "PlanError",
+    "RecallWarning",
     "ResourceError",
     "Stopped",
     "StoreError",
@@ -133,3 +134,7 @@ class Stopped(OocError):  # noqa: N818 - not a failure: the caller asked for it
         """Raise where ``stop`` is set: what work calls at the points where it is safe to end."""
         if stop is not None and stop.is_set():
             raise cls("stopped at a safe point")
+
+
+class RecallWarning(UserWarning):
+    """A recall was asked for that no setting of the index was measured to keep."""

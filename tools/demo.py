@@ -174,7 +174,7 @@ def main() -> None:
     began = time.monotonic()
     demo: Callable[[], None] = (lambda: large_demo(options.rows)) if options.large else words_demo
     demo()
-    say("\nThese were the default nprobe and rerank; `ooc help recall` says how to choose them.")
+    say("\nThat is the default recall, 0.95; `ooc help recall` says what is promised.")
     say(f"done in {time.monotonic() - began:.0f} s; everything is in {DEMO}/, and ooc is .venv/bin/ooc")
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ooc.engine import Exact, Nearest
 from ooc.types import FloatArray, IntArray, Metric
+from ooc.vectors import pick
 
 __all__ = ["Assigner", "scores_bytes"]
 
@@ -72,12 +73,17 @@ class Assigner:
         """List numbers ``(m,)`` of rows ``(m, d)``: the nearest of centroids ``numbers`` ``(m, c)``."""
         found = self._exact.compare(x, numbers)
         best = found.argmin(axis=1) if self._l2 else found.argmax(axis=1)
-        return np.take_along_axis(numbers, best[:, None], axis=1)[:, 0].astype(np.int64)
+        return pick(numbers, best[:, None])[:, 0].astype(np.int64)
 
-    def assign(self, x: FloatArray) -> IntArray:
-        """List numbers ``(m,)`` of rows ``(m, d)``."""
+    @property
+    def basis(self) -> FloatArray | None:
+        """The few directions ``(d, m)`` in which rows are looked at first; None where they are not."""
+        return None if self._nearest is None else self._nearest.basis
+
+    def assign(self, x: FloatArray, low: FloatArray | None = None) -> IntArray:
+        """List numbers ``(m,)`` of rows ``(m, d)``; ``low`` is ``x @ basis`` where the caller has it."""
         if self._nearest is not None:
-            return self._nearest.find(x)
+            return self._nearest.find(x, low)
         best = np.zeros(len(x), np.int64)
         highest: FloatArray | None = None
         for first in range(0, self.nlist, _TILE):
@@ -85,7 +91,7 @@ class Assigner:
             place: IntArray = scores.argmax(axis=1)
             if self.nlist <= _TILE:
                 return place
-            score = np.take_along_axis(scores, place[:, None], axis=1)[:, 0]
+            score = pick(scores, place[:, None])[:, 0]
             if highest is None:
                 best[:], highest = place, score
                 continue
@@ -107,12 +113,12 @@ class Assigner:
         gaps = np.where(numbers[:, 1:] != numbers[:, :1], far[:, 1:] - far[:, :1], most)
         return numbers[:, 0], gaps.min(axis=1)
 
-    def assign_two(self, x: FloatArray) -> IntArray:
+    def assign_two(self, x: FloatArray, low: FloatArray | None = None) -> IntArray:
         """List numbers ``(m, 2)`` of rows ``(m, d)``: of the nearest centroid, and the second list.
 
         The two differ; there must be at least two lists.
         """
-        numbers = self._few(x)
+        numbers = self._few(x, low)
         near = self._squared(x, numbers)
         between = self._squared(self._exact.rows[numbers[:, 0]], numbers)
         to_first = near[:, :1]
@@ -122,7 +128,7 @@ class Assigner:
         first = numbers[:, 0]
         other = numbers != first[:, None]
         second = np.where(other, loss, np.inf).argmin(axis=1)
-        chosen = np.take_along_axis(numbers, second[:, None], axis=1)[:, 0]
+        chosen = pick(numbers, second[:, None])[:, 0]
         # Where a sketch gave one and the same centroid only, any other list is a list.
         chosen = np.where(other.any(axis=1), chosen, (first + 1) % self.nlist)
         return np.stack((first, chosen), axis=1)
@@ -134,19 +140,19 @@ class Assigner:
             scores -= self._half[first : first + _TILE]
         return scores
 
-    def _few(self, x: FloatArray) -> IntArray:
+    def _few(self, x: FloatArray, low: FloatArray | None = None) -> IntArray:
         """The few nearest centroids of each row, nearest first: the first is what ``assign`` gives."""
         if self._nearest is not None:
-            return self._nearest.candidates(x, _SPILL_AMONG, every=True)
+            return self._nearest.candidates(x, _SPILL_AMONG, every=True, low=low)
         found, scores = np.empty((len(x), 0), np.int64), np.empty((len(x), 0), np.float32)
         for first in range(0, self.nlist, _TILE):
             some = self._scores(x, first)
             few = min(_SPILL_AMONG, some.shape[1])
             near = np.argpartition(some, -few, axis=1)[:, -few:]
             found = np.concatenate((found, near + first), axis=1)
-            scores = np.concatenate((scores, np.take_along_axis(some, near, axis=1)), axis=1)
+            scores = np.concatenate((scores, pick(some, near)), axis=1)
         order = np.lexsort((found, -scores), axis=1)[:, :_SPILL_AMONG]
-        return np.take_along_axis(found, order, axis=1)
+        return pick(found, order)
 
     def _squared(self, x: FloatArray, numbers: IntArray) -> FloatArray:
         """Squared distances to centroids; with unit centroids, of the rows scaled to unit length."""

@@ -10,10 +10,10 @@ __all__ = ["STAGES", "shares"]
 
 #: The stages of each operation, in order.
 STAGES = {
-    "build": ("plan", "sample", "train", "fill", "merge", "publish"),
+    "build": ("plan", "sample", "train", "fill", "merge", "calibrate", "publish"),
     "train": ("plan", "sample", "train"),
     "fill": ("fill",),
-    "merge": ("merge", "publish"),
+    "merge": ("merge", "calibrate", "publish"),
 }
 
 
@@ -30,8 +30,9 @@ def shares(plan: Plan, operation: str) -> dict[str, float]:
         "plan": 0.1,
         "sample": plan.sample_rows * pick,
         "train": 1.2 * rows_looked_at(plan.sample_rows, plan.nlist) * place,
-        "fill": plan.n * place + values * 1e-8,
+        "fill": plan.n * (place + 3e-9 * plan.witnesses) + values * 1e-8,
         "merge": 2 * lists * byte + 0.1,
+        "calibrate": 0.3 + lists * byte + plan.n * 1e-6,
         "publish": 0.1,
     }
     whole = sum(seconds[stage] for stage in stages)

@@ -3,8 +3,8 @@
 A shard is an IVF sub-index over a range of rows, on disk as a file of lists and a record. Its codes
 are collected in memory up to the size that the plan gives, put in list order and written once: data
 first, record last. What a crash costs is the shard in the making. Rows that the index keeps for
-re-ranking are written on the same pass. A shard is filled under a lease, so that several processes
-share the work and none does it twice.
+re-ranking are written on the same pass, and the true neighbours of the witnesses are found. A shard is
+filled under a lease, so that several processes share the work and none does it twice.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Numbered, Shard, format_numbers, shards_done
 from ooc.build.sizes import BLOCK_ROWS, COPY_BYTES
+from ooc.build.sweep import Found
 from ooc.build.train import Template
+from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
-from ooc.durable import DurableFile, make_directory, write_json
+from ooc.durable import DurableFile, make_directory, write_bytes, write_json
 from ooc.errors import DataError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import BuildLayout
@@ -92,8 +94,9 @@ def fill(
     counted = numbered.rows_done(chosen)
     with stage(observer, "fill", total, done=counted, row_bytes=store.row_bytes) as at:
         if numbered.missing(chosen):
+            near = _neighbours(store, plan, build, template)
             with _copy(plan, build) as copies, workers(plan.threads) as pool:
-                filling = _Filling(store, plan, template, build, copies, pool, at, counted, stop)
+                filling = _Filling(store, plan, template, build, copies, near, pool, at, counted, stop)
                 _each_in_turn(filling, numbered, chosen, build, at, stop)
         done = shards_done(build)
         at.figures.update(report(done, at, whole=not numbered.missing()))
@@ -140,13 +143,15 @@ class _Filling:
         template: Template,
         build: BuildLayout,
         copies: Copies | None,
+        near: Neighbours,
         pool: Pool,
         at: Stage,
         counted: int,
         stop: threading.Event | None,
     ) -> None:
         self._store, self._plan, self._template, self._build = store, plan, template, build
-        self._copies, self._pool, self._at, self._stop = copies, pool, at, stop
+        self._copies, self._near = copies, near
+        self._pool, self._at, self._stop = pool, at, stop
         self._counted = counted
 
     def span(self, first: int, last: int) -> None:
@@ -161,15 +166,16 @@ class _Filling:
         pieces = _pieces(self._store, plan, begin, end, self._stop)
         for encoded in in_order(self._pool, self._encode, pieces, plan.threads):
             making.add(self._store, encoded)
+            self._near.take(encoded.near)
             self._at.tell(self._counted + making.read)
         if making.read:
-            making.write(self._build, self._copies)
+            making.write(self._build, self._copies, self._near)
         self._counted += making.read
         if making.read < end - begin:
             raise Stopped("stopped while filling: the rows read so far are in a shard")
 
     def _encode(self, block: Block) -> _Encoded:
-        return _encode(block, self._plan, self._template, self._copies)
+        return _encode(block, self._plan, self._template, self._copies, self._near)
 
 
 def report(shards: list[Shard], at: Stage, *, whole: bool) -> dict[str, int]:
@@ -189,6 +195,14 @@ def report(shards: list[Shard], at: Stage, *, whole: bool) -> dict[str, int]:
     if whole and not rows:
         raise DataError("every row holds NaN or infinity: there is nothing to index", kind="bad-rows")
     return {"rows": rows, "shards": len(shards), "skipped_rows": skipped, "zero_rows": zeros}
+
+
+def _neighbours(store: Store, plan: Plan, build: BuildLayout, template: Template) -> Neighbours:
+    witnesses = Witnesses.load(build)
+    if witnesses is None:  # whoever comes first draws them, and any would draw the same
+        witnesses = Witnesses.draw(store, plan)
+        witnesses.save(build)
+    return Neighbours(witnesses, plan.metric, shards_done(build), template.basis)
 
 
 @contextlib.contextmanager
@@ -224,14 +238,20 @@ class _Encoded:
     bad: IntArray
     zeros: int
     copied: Copied | None
+    near: list[Found]
 
 
-def _encode(block: Block, plan: Plan, template: Template, copies: Copies | None) -> _Encoded:
+def _encode(
+    block: Block, plan: Plan, template: Template, copies: Copies | None, near: Neighbours
+) -> _Encoded:
     """All the work on one block of rows, by one thread while the block is in its cache."""
     # The copy first: what it takes is free again before encoding takes more.
     copied = None if copies is None else copies.write(block.start, block.rows)
     prepared = prepare(block.rows, plan.metric)
-    list_nos, codes = template.encode(prepared.x, spill=plan.spill)
+    # Both look at the same few directions first.
+    low = None if template.basis is None else prepared.x @ template.basis
+    found = near.look(block.start, prepared, low)
+    list_nos, codes = template.encode(prepared.x, low, spill=plan.spill)
     return _Encoded(
         start=block.start,
         count=len(block.rows),
@@ -240,6 +260,7 @@ def _encode(block: Block, plan: Plan, template: Template, copies: Copies | None)
         bad=prepared.bad,
         zeros=prepared.zeros,
         copied=copied,
+        near=found,
     )
 
 
@@ -271,8 +292,8 @@ class _Making:
                 count = sum(map(len, self._bad))
                 raise bad_rows_error(store, int(self._bad[0][0]), count)
 
-    def write(self, build: BuildLayout, copies: Copies | None) -> None:
-        """Make the rows read so far durable: copied rows, lists, then the record."""
+    def write(self, build: BuildLayout, copies: Copies | None, near: Neighbours) -> None:
+        """Make the rows read so far durable: copied rows, lists, neighbours, then the record."""
         if copies is not None:
             copies.flush()
         bad = np.concatenate(self._bad) if self._bad else np.empty(0, np.int64)
@@ -290,6 +311,7 @@ class _Making:
         with DurableFile(path) as file:
             sizes = write_sorted(file, codes, list_nos, ids, self._plan.nlist, COPY_BYTES)
             checksums, written = file.checksums(), file.written
+        write_bytes(path.with_suffix(".npz"), near.of_rows(self._start, self._list_nos[: self.read]))
         record: dict[str, Any] = {
             "start": self._start,
             "stop": self._start + self.read,

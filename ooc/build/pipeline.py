@@ -1,6 +1,6 @@
 """A build from store to published index: runs the stages, goes on where an earlier run ended.
 
-    plan → sample → train → fill → merge → publish
+    plan → sample → train → fill → merge → calibrate → publish
 
 Each stage leaves a record and does nothing where its record is there. What is published is never
 changed, and the build's own directory goes when its index is. ``train``, ``fill`` and ``merge`` run
@@ -34,13 +34,14 @@ from ooc.build.begun import (
     published,
     see_whole,
 )
+from ooc.build.calibrate import calibrate
 from ooc.build.expect import STAGES, shares
 from ooc.build.fill import fill as fill_shards
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
 from ooc.build.plan import Options, Plan
 from ooc.build.processes import Team, fill_in_processes, team
-from ooc.build.publish import FIRST_SEGMENT, publish
+from ooc.build.publish import FIRST_GENERATION, FIRST_SEGMENT, publish
 from ooc.build.reuse import copy_template
 from ooc.build.room import bytes_below, check_room
 from ooc.build.sample import sample
@@ -48,7 +49,8 @@ from ooc.build.shards import Numbered, shards_done
 from ooc.build.status import StatusWriter
 from ooc.build.train import Template, load_template
 from ooc.build.train import train as train_template
-from ooc.durable import make_directory, remove_tree
+from ooc.build.witness import Witnesses, neighbours_found
+from ooc.durable import make_directory, read_json, remove_tree, write_json
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
 from ooc.index.layout import Header, Layout
@@ -81,7 +83,7 @@ def build(
                 run.train(there, plan, options)
                 run.fill(there, plan, share)
                 run.merge(there, plan)
-            return run.publish(plan)
+            return run.publish(there, plan)
 
         def divided(plan: Plan) -> Team | None:
             return None if workers == 1 else team(store, opened, options, plan, workers)
@@ -165,7 +167,7 @@ def merge(
             with run.at_work(plan, there.build.status):
                 if not merged:
                     run.merge(there, plan)
-                figures = run.finish(run.publish(plan))
+                figures = run.finish(run.publish(there, plan))
             forget(run.layout)
             return figures
 
@@ -351,9 +353,29 @@ class _Run:
             stop=self._stop,
         )
 
-    def publish(self, plan: Plan) -> dict[str, Any]:
-        """Publish the segment; the figures."""
-        record = publish(plan, self.layout, self._report(plan), observer=self._emit)
+    def _calibrate(self, there: Begun, plan: Plan) -> dict[str, Any]:
+        """What recall the merged lists have, measured where that was not done yet."""
+        build = there.build
+        if build.calibration.exists():
+            return read_json(build.calibration, what="the calibration")
+        witnesses = Witnesses.load(build)
+        earlier = self.layout.generation(FIRST_GENERATION)
+        if witnesses is None and earlier.exists():  # published before, and no longer the live one
+            return dict(read_json(earlier, what="the generation").get("calibration", {}))
+        moved = is_done(self.layout.segment(FIRST_SEGMENT), plan)
+        place = self.layout.segment(FIRST_SEGMENT) if moved else build.segment
+        record: dict[str, Any] = {}
+        if witnesses is not None:
+            nearest = neighbours_found(shards_done(build), witnesses.depth, plan.lists_per_row)
+            with contextlib.closing(Segment(place, plan.lists_per_row, self.layout.sketch())) as segment:
+                record = calibrate(plan, segment, witnesses, nearest, observer=self._emit, stop=self._stop)
+        write_json(build.calibration, record)
+        return record
+
+    def publish(self, there: Begun, plan: Plan) -> dict[str, Any]:
+        """Calibrate, and publish the segment; the figures."""
+        calibration = self._calibrate(there, plan)
+        record = publish(plan, self.layout, self._report(plan), calibration, observer=self._emit)
         return self._figures(record, already_built=False)
 
     def shard_figures(self, there: Begun) -> dict[str, Any]:

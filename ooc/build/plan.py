@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
+import numpy as np
+
 from ooc import engine
 from ooc.build.factory import parse_factory
 from ooc.build.reuse import reusable
@@ -72,6 +74,8 @@ class Plan:
         Digest of the template that is reused; empty where one is trained.
     copy_dtype : str
         Of the index's own rows: ``"store"``, ``"float16"`` or ``"int8"``.
+    witnesses : int
+        Rows whose true neighbours are found while filling, by which recall is measured.
     """
 
     store: str
@@ -100,6 +104,7 @@ class Plan:
     scratch_bytes: int
     template: str = ""
     copy_dtype: CopyDtype = "store"
+    witnesses: int = 0
 
     @property
     def digest(self) -> str:
@@ -128,6 +133,12 @@ class Plan:
     def peak_disk_bytes(self) -> int:
         """The most that a build from the start takes on disk."""
         return sum(self.index_bytes.values()) + self.scratch_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row where a search reads it: in the index's own copy, or in the store."""
+        name = self.dtype if not self.copy_vectors or self.copy_dtype == "store" else self.copy_dtype
+        return self.d * (2 if name == "bfloat16" else np.dtype(name).itemsize)
 
     @property
     def shards(self) -> int:
@@ -341,6 +352,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         index_bytes=sizes.on_disk(copy_dtype if copies else None),
         scratch_bytes=sizes.scratch(),
         template="" if reused is None else reused.digest,
+        witnesses=sizes.witnesses,
     )
 
 

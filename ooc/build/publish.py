@@ -21,7 +21,12 @@ FIRST_GENERATION = 1
 
 
 def publish(
-    plan: Plan, layout: Layout, report: dict[str, Any], *, observer: Observer = ignore
+    plan: Plan,
+    layout: Layout,
+    report: dict[str, Any],
+    calibration: dict[str, Any],
+    *,
+    observer: Observer = ignore,
 ) -> dict[str, Any]:
     """Publish what ``merge`` made as the first generation; its record.
 
@@ -33,6 +38,8 @@ def publish(
         The index directory.
     report : dict
         Times and figures, kept beside the record: unlike it, they differ from run to run.
+    calibration : dict
+        What ``calibrate`` measured.
     observer : callable
         Is told events.
     """
@@ -49,6 +56,7 @@ def publish(
             **counts,
             "segments": [{"name": FIRST_SEGMENT, "rows": written["rows"]}],
             "plan": plan.identity,
+            "calibration": calibration,
             "store": {"uri": plan.store, "format": plan.store_format, "mapped": plan.mapped},
         }
         layout.publish(FIRST_GENERATION, record, {**report, **counts})

@@ -29,7 +29,8 @@ class Shard:
 
     ``row_checksums`` has one XXH3-128 for each 1024 rows that were copied, in order; ``scale_checksums``
     the same of their scales, where they have any; ``copy_loss`` the sums of their squared errors and of
-    their squares, where the copy is not exact.
+    their squares, where the copy is not exact. ``neighbours`` is the file of those of its rows that may be
+    among the nearest of a witness.
     """
 
     path: Path
@@ -45,6 +46,10 @@ class Shard:
     copy_loss: list[tuple[float, float]]
 
     @property
+    def neighbours(self) -> Path:
+        return self.path.with_suffix(".npz")
+
+    @property
     def rows(self) -> int:
         """Rows in its lists, each counted once."""
         return self.stop - self.start - self.skipped
@@ -58,7 +63,8 @@ class Shard:
 def shards_done(build: BuildLayout) -> list[Shard]:
     """The shards whose records are on disk, by their first row.
 
-    A record whose file of lists is missing or of another size is taken for one that is not there.
+    A record whose file of lists is missing or of another size, or whose neighbours are missing, is taken
+    for one that is not there.
     """
     found = []
     for path in sorted(build.shards.glob("*.json")):
@@ -80,6 +86,8 @@ def _read(path: Path) -> Shard | None:
     record = read_json(path, what="a shard's record")
     lists = path.with_suffix(".ivfdata")
     if not lists.is_file() or lists.stat().st_size != record["bytes"]:
+        return None
+    if not lists.with_suffix(".npz").is_file():
         return None
     return Shard(
         path=lists,

@@ -9,6 +9,7 @@ import numpy as np
 from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory
 from ooc.build.kmeans import kept_bytes
+from ooc.build.sweep import Sweep
 from ooc.engine import sketch_bytes, sketched
 from ooc.errors import PlanError
 from ooc.stores import Store
@@ -20,6 +21,9 @@ __all__ = [
     "BLOCK_ROWS",
     "COPY_BYTES",
     "DECODED_BATCH_BYTES",
+    "MOST_CANDIDATES",
+    "ORDER_BYTES",
+    "SCANNED",
     "Sizes",
     "code_training_rows",
     "copied_dtype",
@@ -51,6 +55,20 @@ COPY_BYTES = 16 * MIB
 #: are decoded, so that few are decoded twice.
 BATCH_BYTES = 4 * MIB
 DECODED_BATCH_BYTES = 16 * MIB
+
+
+#: Rows that are drawn to be queries, of a million rows and more: recall@10 of .95 is then known to about half
+#: a percent. Of fewer rows more are drawn, as the time of a build allows, up to so many times as many.
+_WITNESSES = 550
+_WITNESSES_OF = 1_000_000
+_WITNESSES_TIMES = 2.5
+#: Neighbours that are found of each, at most.
+_NEIGHBOURS = 25
+#: Of these rows, those whose lists are scanned; how many candidates are kept of each; and memory in which
+#: lists are put in order.
+SCANNED = 256
+MOST_CANDIDATES = 2048
+ORDER_BYTES = 16 * MIB
 
 
 def code_training_rows(sample_rows: int, d: int) -> int:
@@ -113,6 +131,22 @@ class Sizes:
         # Code, list number, id, place in list order; the buffer it is written through.
         return rows * self._lists * (self.factory.code_size + 4 + 2 * 8) + COPY_BYTES
 
+    @property
+    def witnesses(self) -> int:
+        times: float = min(np.sqrt(_WITNESSES_OF / self.n), _WITNESSES_TIMES)
+        return min(self.n, round(_WITNESSES * max(times, 1)))
+
+    def _near(self) -> int:
+        # Witnesses and what is known of them; and what a thread takes for a block of rows.
+        each = 4 * self.store.d + Sweep.query_bytes(self.store.d, _NEIGHBOURS)
+        return self.witnesses * each + self.threads * Sweep.look_bytes(self.store.d, BLOCK_ROWS)
+
+    def _calibrate(self) -> int:
+        # Witnesses, transformed; neighbours as the shards kept them, and in order; then the scans.
+        each = 4 * (self.store.d + self.factory.d_code) + 6 * 20 * _NEIGHBOURS
+        lists = 2 * 12 * self.factory.nlist
+        return self.witnesses * each + ORDER_BYTES + SCANNED * (lists + 6 * 12 * MOST_CANDIDATES)
+
     def _train(self) -> int:
         # The centroids, their sums, and copies while they change; what is kept of each row between passes;
         # then either the blocks that wait their turn, or the rows that transforms and code are trained on.
@@ -124,7 +158,7 @@ class Sizes:
 
     def memory(self, block_rows: int, shard_rows: int) -> dict[str, int]:
         """Most private memory by stage."""
-        working = self._centroids + self.threads * self._worker + self._blocks(block_rows)
+        working = self._centroids + self.threads * self._worker + self._blocks(block_rows) + self._near()
         training = {
             "sample": _BASE_BYTES + self._blocks(0) + 16 * self.sample_rows + self._batches(),
             "train": _BASE_BYTES + self._train(),
@@ -132,6 +166,7 @@ class Sizes:
         return ({} if self.trained else training) | {
             "fill": _BASE_BYTES + working + self._shard(shard_rows),
             "merge": _BASE_BYTES + self._centroids + 3 * COPY_BYTES,
+            "calibrate": _BASE_BYTES + self._calibrate(),
         }
 
     def fit(self, memory_bytes: int, shard_rows: int | None) -> tuple[int, int]:

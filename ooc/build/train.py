@@ -37,8 +37,15 @@ class Template:
     codec: Codec
     assigner: Assigner
 
-    def encode(self, x: FloatArray, *, spill: bool) -> tuple[IntArray, BytesArray]:
-        """Where prepared rows ``(m, d)`` belong, and their codes there.
+    @property
+    def basis(self) -> FloatArray | None:
+        """Directions ``(d, m)`` that matter in rows before the transforms; None where none are known."""
+        return self.assigner.basis if self.codec.isometric else None
+
+    def encode(
+        self, x: FloatArray, low: FloatArray | None = None, *, spill: bool
+    ) -> tuple[IntArray, BytesArray]:
+        """Where prepared rows ``(m, d)`` belong, and their codes there; ``low`` is ``x @ basis`` if known.
 
         Returns
         -------
@@ -49,9 +56,9 @@ class Template:
         y = self.codec.transform(x)
         placed = x if self.codec.isometric else y
         if not spill:
-            list_nos = self.assigner.assign(placed)
+            list_nos = self.assigner.assign(placed, low)
             return list_nos[:, None], self.codec.encode(y, list_nos)[:, None]
-        list_nos = self.assigner.assign_two(placed)
+        list_nos = self.assigner.assign_two(placed, low)
         return list_nos, np.stack([self.codec.encode(y, list_nos[:, i]) for i in (0, 1)], axis=1)
 
 

@@ -13,7 +13,7 @@ from ooc.units import format_bytes, format_count, format_seconds
 
 HELP = "what an index holds and how it was built"
 
-_STAGES = ("plan", "sample", "train", "fill", "merge", "publish")
+_STAGES = ("plan", "sample", "train", "fill", "merge", "calibrate", "publish")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,7 @@ def describe(info: Mapping[str, Any], width: int) -> list[str]:
         heading("Bytes"),
         *_bytes(info),
         "",
+        *_recall(info["recall"]),
         heading("Built"),
         *_built(info),
     ]
@@ -97,6 +98,31 @@ def _lists(sizes: Mapping[str, Any], width: int) -> list[str]:
         f"  least {least}, mean {sizes['mean']:.4g}, most {most}; {empty} empty",
         f"  weighted by size, which is what a query meets: {sizes['weighted_mean']:.4g}",
     ]
+
+
+def _recall(table: Mapping[str, Any] | None) -> list[str]:
+    """What a search must read for which recall."""
+    if table is None:
+        return []
+    lines = [("k", "recall", "nprobe", "rerank", "lists read", "rows read")]
+    for line in table["settings"]:
+        target = f"{line['target']:g}" if line["kept"] else f"{line['low']:.3f} at most"
+        if not line["kept"] and lines[-1][:2] == (str(line["k"]), target):
+            continue
+        lines.append(
+            (
+                str(line["k"]),
+                target,
+                str(line["nprobe"]),
+                str(line["candidates"]),
+                format_bytes(line["list_bytes"]),
+                format_bytes(line["row_bytes"]),
+            )
+        )
+    said = (
+        f"  measured with {format_count(table['queries'])} rows as queries, each left out of its own answer"
+    )
+    return [heading("Recall"), *aligned(lines, right=(0, 1, 2, 3, 4, 5)), said, ""]
 
 
 def _bytes(info: Mapping[str, Any]) -> list[str]:

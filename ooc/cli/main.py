@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,6 +73,17 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ooc`` with these arguments (default: the process's); the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(argv)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Warnings are for people: what is the matter, without where in the code it was seen."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _run(argv: list[str]) -> int:
     try:
         args = make_parser().parse_args(argv)
         status = int(args.module.run(args))

@@ -77,7 +77,7 @@ def _exit_codes() -> Iterator[str]:
     yield "|---:|---|---|"
     yield "| 0 | | success; building again what is built already is one |"
     yield f"| {EXIT_UNFORESEEN} | | an error that `ooc` did not foresee |"
-    classes = [getattr(errors, name) for name in errors.__all__ if name != "OocError"]
+    classes = [getattr(errors, name) for name in errors.__all__ if name not in ("OocError", "RecallWarning")]
     for cls in sorted(classes, key=lambda cls: int(cls.exit_code)):
         meaning = (cls.__doc__ or "").partition("\n")[0].rstrip(".")
         yield f"| {cls.exit_code} | `{cls.__name__}` | {meaning} |"

@@ -36,12 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("index", metavar="INDEX", help="directory of the index")
     add("queries", metavar="QUERIES", help="queries: any store, as a build takes")
     add("-k", type=int, default=10, metavar="N", help="hits a query")
-    add("--nprobe", type=int, metavar="N", help="lists to look into (default: the index's)")
+    add(
+        "--recall",
+        type=float,
+        metavar="R",
+        help="share of the true neighbours that shall be found, by what the build measured (default: 0.95); "
+        "1 compares all rows",
+    )
+    add("--nprobe", type=int, metavar="N", help="instead of a recall: lists to look into")
     add(
         "--rerank",
         type=int,
         metavar="N",
-        help="candidates re-ranked by exact distance, 0 for none (default: the index's)",
+        help="candidates re-ranked by exact distance, 0 for none (default: what the recall takes)",
     )
     add("--first", type=int, metavar="N", help="only the first N queries")
     add(
@@ -95,6 +102,7 @@ def _to_file(args: argparse.Namespace, index: Index) -> int:
             args.queries,
             args.out,
             k=args.k,
+            recall=args.recall,
             nprobe=args.nprobe,
             rerank=args.rerank,
             first=args.first,
@@ -120,13 +128,14 @@ def _print(args: argparse.Namespace, index: Index) -> int:
             index,
             queries,
             k=args.k,
+            recall=args.recall,
             nprobe=args.nprobe,
             rerank=args.rerank,
             nq=args.first,
             batch=_BLOCK_QUERIES,
         )
         if args.json:
-            _print_json(search_settings(index, args.k, args.nprobe, args.rerank), found)
+            _print_json(search_settings(index, args.k, args.recall, args.nprobe, args.rerank), found)
         else:
             _print_table(found)
     return 0
@@ -140,9 +149,11 @@ def _explain(args: argparse.Namespace, index: Index) -> int:
 
     with open_store(args.queries) as queries:
         some = as_float32(queries.read(0, min(args.first or queries.n, queries.n)))
-        done = index.explain(some, args.k, nprobe=args.nprobe, rerank=args.rerank)
+        done = index.explain(some, args.k, recall=args.recall, nprobe=args.nprobe, rerank=args.rerank)
     if args.json:
-        print_json(search_settings(index, args.k, args.nprobe, args.rerank) | dataclasses.asdict(done))
+        print_json(
+            search_settings(index, args.k, args.recall, args.nprobe, args.rerank) | dataclasses.asdict(done)
+        )
         return 0
 
     def read(bytes_: int, reads: int) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ooc.engine.codec import threads_limited, vectors
 from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, compare, project
 from ooc.types import FloatArray, IntArray, Metric
+from ooc.vectors import pick
 
 __all__ = ["Exact", "Nearest"]
 
@@ -61,6 +62,8 @@ class Nearest:
     ----------
     margin : float
         Centroids that look farther than the nearest one by more than this are not compared.
+    basis : (d, m) float32
+        The directions of the sketch: orthogonal, each of length 1 or, turned together, less.
     """
 
     def __init__(self, exact: Exact, metric: Metric) -> None:
@@ -68,7 +71,7 @@ class Nearest:
         k, self._d = exact.rows.shape
         self._l2 = metric == "l2"
         with threads_limited(1):
-            self._basis, sketch = project(exact.rows, self._l2, _DIRECTIONS)
+            self.basis, sketch = project(exact.rows, self._l2, _DIRECTIONS)
             self._scan = self._index(sketch)
             self._top = min(_CANDIDATES, k)
             self.margin = float(_MARGIN * self._spread())
@@ -91,29 +94,34 @@ class Nearest:
         index.add(sketch)
         return index
 
-    def find(self, x: FloatArray) -> IntArray:
-        """Numbers ``(m,)`` of the centroids nearest to rows ``(m, d)``."""
+    def find(self, x: FloatArray, low: FloatArray | None = None) -> IntArray:
+        """Numbers ``(m,)`` of the centroids nearest to rows ``(m, d)``; ``low`` is ``x @ basis`` if known."""
         x = vectors(x, self._d)
-        numbers, found = self._compared(x)
+        numbers, found = self._compared(x, low)
         best = found.argmin(axis=1) if self._l2 else found.argmax(axis=1)
-        nearest: IntArray = np.take_along_axis(numbers, best[:, None], axis=1)[:, 0]
+        nearest: IntArray = pick(numbers, best[:, None])[:, 0]
         return nearest
 
-    def candidates(self, x: FloatArray, count: int, *, every: bool = False) -> IntArray:
+    def candidates(
+        self, x: FloatArray, count: int, *, every: bool = False, low: FloatArray | None = None
+    ) -> IntArray:
         """Numbers ``(m, count)`` of the few centroids nearest to each row, nearest first.
 
         Some repeat the first where, unless ``every`` says so, not all that may be among them are compared.
         """
-        numbers, found = self._compared(vectors(x, self._d), every=every)
+        numbers, found = self._compared(vectors(x, self._d), low, every=every)
         key = found if self._l2 else -found
         near = np.argpartition(key, count - 1, axis=1)[:, :count]
-        order = np.argsort(np.take_along_axis(key, near, axis=1), axis=1, kind="stable")
-        numbers = np.take_along_axis(numbers, np.take_along_axis(near, order, axis=1), axis=1)
+        order = np.argsort(pick(key, near), axis=1, kind="stable")
+        numbers = pick(numbers, pick(near, order))
         return np.where(numbers < 0, numbers[:, :1], numbers)
 
-    def _compared(self, x: FloatArray, *, every: bool = False) -> tuple[IntArray, FloatArray]:
+    def _compared(
+        self, x: FloatArray, low: FloatArray | None = None, *, every: bool = False
+    ) -> tuple[IntArray, FloatArray]:
         """Centroids that may be the nearest, and exact distances: ``(m, c)``; -1 and the worst elsewhere."""
-        looks, numbers = self._scan.search(np.ascontiguousarray(x @ self._basis), self._top)
+        low = x @ self.basis if low is None else low
+        looks, numbers = self._scan.search(np.ascontiguousarray(low), self._top)
         if every:
             return numbers, self._exact.compare(x, numbers)
         far = looks > looks[:, :1] + self.margin if self._l2 else looks < looks[:, :1] - self.margin
@@ -123,6 +131,6 @@ class Nearest:
     def _spread(self) -> float:
         """How far the sketch's distances are off, as the centroids' own to each other show."""
         some = self._exact.rows[:: max(1, len(self._exact.rows) // 512)]
-        looks, numbers = self._scan.search(np.ascontiguousarray(some @ self._basis), self._top)
+        looks, numbers = self._scan.search(np.ascontiguousarray(some @ self.basis), self._top)
         off = (looks - self._exact.compare(some, numbers))[numbers >= 0]
         return float(off.std())

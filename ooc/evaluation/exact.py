@@ -20,10 +20,10 @@ import numpy as np
 from ooc import events
 from ooc.build.plan import available_threads
 from ooc.build.sample import bad_rows_error
+from ooc.build.sweep import Found, Sweep
 from ooc.build.workers import in_order, workers
 from ooc.errors import ArgumentError, DataError, PlanError, Stopped
 from ooc.evaluation.neighbours import check_neighbours, open_neighbours
-from ooc.evaluation.sweep import Found, Sweep
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.search.queries import as_queries, check_at_least
 from ooc.stores import Store, open_store

@@ -10,6 +10,7 @@ import numpy as np
 from ooc.search.rerank import distances
 from ooc.stores.base import Store
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
+from ooc.vectors import pick
 
 __all__ = ["CONFIDENCE", "drop_own", "interval", "limits", "recalls"]
 
@@ -19,7 +20,7 @@ CONFIDENCE = 0.95
 def limits(xq: FloatArray, truth: IntArray, k: int, store: Store, metric: Metric) -> FloatArray:
     """The exact distance ``(nq,)`` of each query's last true neighbour: the k-th, or of fewer the last."""
     last = np.maximum((truth[:, :k] >= 0).sum(axis=1) - 1, 0)
-    return distances(xq, np.take_along_axis(truth, last[:, None], axis=1), store, metric)[:, 0]
+    return distances(xq, pick(truth, last[:, None]), store, metric)[:, 0]
 
 
 def recalls(
@@ -60,7 +61,7 @@ def drop_own(found: FloatArray, ids: IntArray, own: IntArray | None, k: int) -> 
         return found, ids
     # The own row, or else the last result, goes; the others keep their order.
     order = np.argsort(ids == own[:, None], axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    return pick(found, order), pick(ids, order)
 
 
 def interval(shares: AnyArray, *, k: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -7,7 +7,7 @@
       template/                template.faiss  centroids.npy  [sketch.faiss]  train.json
       segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  [scales.npy]
                                blocks.xxh3  segment.json
-      generations/<n>.json     segments, store, plan
+      generations/<n>.json     segments, store, plan, recall by setting
       generations/<n>.report.json   times and figures of the build that made it
       build/<digest>/          the build in the making; gone once it is published
 
@@ -97,6 +97,11 @@ class Layout:
     @property
     def train_record(self) -> Path:
         return self.template / "train.json"
+
+    def sketch(self) -> Path | None:
+        """The sketch of the centroids; None where they are few, or found through a graph."""
+        named = read_json(self.train_record, what="the template's record").get("checksums", {})
+        return self.sketch_file if self.sketch_file.name in named else None
 
     def segment(self, name: str) -> SegmentLayout:
         return SegmentLayout(self.root / "segments" / name)
@@ -232,6 +237,16 @@ class BuildLayout:
     @property
     def sample(self) -> Path:
         return self.place / "sample.npy"
+
+    @property
+    def witnesses(self) -> Path:
+        """Queries whose true neighbours are looked for while shards are filled."""
+        return self.root / "witnesses.npz"
+
+    @property
+    def calibration(self) -> Path:
+        """What recall was measured, until it is published."""
+        return self.root / "calibration.json"
 
     @property
     def shards(self) -> Path:

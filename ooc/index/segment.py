@@ -108,6 +108,10 @@ class Segment:
         """
         return self._lists.coarse(y, nprobe, ahead=ahead)
 
+    def order(self, y: FloatArray) -> IntArray:
+        """Numbers of all lists ``(nq, nlist)``, those nearest to transformed queries first."""
+        return self._lists.order(y)
+
     def list_bytes(self, list_nos: IntArray) -> IntArray:
         """Bytes of lists, codes and ids."""
         return self._lists.list_bytes(list_nos)

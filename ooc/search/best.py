@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ooc.types import FloatArray, IntArray, Metric
+from ooc.vectors import pick
 
 __all__ = ["best", "merge_best", "once", "worst"]
 
@@ -30,10 +31,10 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
         kth = np.partition(key, k - 1, axis=1)[:, k - 1 : k]
         width = int((key <= kth).sum(axis=1).max())
         near = np.argpartition(key, min(width, m) - 1, axis=1)[:, :width]
-        key, found = np.take_along_axis(key, near, axis=1), np.take_along_axis(found, near, axis=1)
-        ids = np.take_along_axis(ids, near, axis=1)
+        key, found = pick(key, near), pick(found, near)
+        ids = pick(ids, near)
     order = np.lexsort((ids, key), axis=1)[:, :k]
-    top_d, top_i = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    top_d, top_i = pick(found, order), pick(ids, order)
     if top_d.shape[1] < k:
         pad = ((0, 0), (0, k - top_d.shape[1]))
         top_d = np.pad(top_d, pad, constant_values=worst(metric))
@@ -56,7 +57,7 @@ def once(found: FloatArray, ids: IntArray, metric: Metric) -> tuple[FloatArray, 
         Of each query in the order of the ids.
     """
     order = np.lexsort((found if metric == "l2" else -found, ids), axis=1)
-    found, ids = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    found, ids = pick(found, order), pick(ids, order)
     again = ids[:, 1:] == ids[:, :-1]
     ids[:, 1:][again] = -1
     return found, ids

@@ -19,6 +19,7 @@ from ooc.search.budget import Budget
 from ooc.search.filters import Booleans
 from ooc.search.trace import Trace
 from ooc.types import FloatArray, IntArray, Metric
+from ooc.vectors import pick
 
 __all__ = ["candidates"]
 
@@ -104,10 +105,10 @@ def _packed(lists: IntArray, coarse: FloatArray, inside: Booleans) -> tuple[IntA
     """The lists of each query that are inside, from the left, then -1: as few columns as will do."""
     width = int(inside.sum(axis=1).max(initial=1))
     order = np.argsort(~inside, axis=1, kind="stable")[:, :width]
-    kept = np.take_along_axis(inside, order, axis=1)
+    kept = pick(inside, order)
     return (
-        np.where(kept, np.take_along_axis(lists, order, axis=1), -1),
-        np.take_along_axis(coarse, order, axis=1),
+        np.where(kept, pick(lists, order), -1),
+        pick(coarse, order),
     )
 
 
@@ -121,4 +122,4 @@ def _each_once(
         return found, ids
     key = np.where(ids >= 0, found if metric == "l2" else -found, np.inf)
     near = np.argpartition(key, count - 1, axis=1)[:, :count]
-    return np.take_along_axis(found, near, axis=1), np.take_along_axis(ids, near, axis=1)
+    return pick(found, near), pick(ids, near)

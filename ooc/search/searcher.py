@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -20,7 +19,8 @@ from ooc.search.budget import Budget
 from ooc.search.exact import exhaustive
 from ooc.search.filters import Filter
 from ooc.search.info import figures
-from ooc.search.queries import as_queries, check_at_least
+from ooc.search.promise import Choice, Promise, default_rerank
+from ooc.search.queries import as_queries
 from ooc.search.rerank import vectors
 from ooc.search.source import Source
 from ooc.search.stages import Stages, Wanted
@@ -106,6 +106,13 @@ class Index:
         self._source = Source(str(layout.root), self._record, segment, store)
         #: One more than the largest id.
         self._id_end = int(self._record["plan"]["n"])
+        self._choice = Choice(
+            Promise.of(self._record),
+            name=str(layout.root),
+            n=self.n,
+            nlist=self.nlist,
+            lists_per_row=self.lists_per_row,
+        )
         self._stages = Stages(segment, self._source, self.metric, self._budget, id_end=self._id_end)
 
     def _open_segment(self, names: list[str], lists_per_row: int) -> None:
@@ -114,7 +121,7 @@ class Index:
                 f"generation {self.generation} of {self._layout.root} names segments {names}",
                 kind="index-damaged",
             )
-        segment = Segment(self._layout.segment(names[0]), lists_per_row, self._sketch())
+        segment = Segment(self._layout.segment(names[0]), lists_per_row, self._layout.sketch())
         if segment.d != self.d:
             raise IndexDirError(f"{segment.layout.header} is of {segment.d} dimensions", kind="index-damaged")
         self._segment = segment
@@ -122,20 +129,37 @@ class Index:
         self.nlist = segment.nlist
         self.lists_per_row = lists_per_row
 
-    def _sketch(self) -> Path | None:
-        """The sketch of the centroids; None where they are few, or found through a graph."""
-        named = read_json(self._layout.train_record, what="the template's record").get("checksums", {})
-        return self._layout.sketch_file if self._layout.sketch_file.name in named else None
+    @property
+    def promise(self) -> Promise | None:
+        """What recall the build measured at which setting; None where it did not."""
+        return self._choice.promise
+
+    def settings(
+        self,
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+    ) -> tuple[int, int]:
+        """``(nprobe, rerank)`` that ``search`` takes for these arguments.
+
+        Raises
+        ------
+        ArgumentError
+            As ``search``.
+        """
+        return self._choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank)
 
     @property
     def default_nprobe(self) -> int:
-        """Lists probed where the caller does not say: ``2 √nlist``, or ``√nlist`` of twice the length."""
-        return min(self.nlist, max(1, 2 * math.isqrt(self.nlist) // self.lists_per_row))
+        """Lists probed where nothing was measured: ``2 √nlist``, or ``√nlist`` of twice the length."""
+        return self._choice.default_nprobe
 
     @staticmethod
     def default_rerank(k: int) -> int:
-        """Candidates re-ranked exactly where the caller does not say: ``10 k``, and at least 100."""
-        return max(100, 10 * k)
+        """Candidates re-ranked exactly where ``nprobe`` alone is given: ``10 k``, and at least 100."""
+        return default_rerank(k)
 
     @overload
     def search(
@@ -143,6 +167,7 @@ class Index:
         xq: AnyArray,
         k: int = 10,
         *,
+        recall: float | None = None,
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
@@ -155,6 +180,7 @@ class Index:
         xq: AnyArray,
         k: int = 10,
         *,
+        recall: float | None = None,
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
@@ -166,6 +192,7 @@ class Index:
         xq: AnyArray,
         k: int = 10,
         *,
+        recall: float | None = None,
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
@@ -180,12 +207,17 @@ class Index:
             they need not be of unit length.
         k : int
             Where fewer rows are found, the rest are padded with ids of -1.
+        recall : float, optional
+            The share of the true neighbours that shall be found in the mean, above 0 and at most 1;
+            default 0.95. The cheapest setting that keeps it is taken from what the build measured (see
+            ``promise``, and ``ooc help recall``); where none does it is the best there is, with a
+            ``RecallWarning``. 1 compares all rows.
         nprobe : int, optional
-            Lists probed for each query; more than there are means all.
+            Instead of ``recall``: lists probed for each query; more than there are means all.
         rerank : int, optional
-            Candidates that the codes propose and that are re-ranked by exact distance; 0 for none:
-            then the distances are those of the codes, and the store is not needed. At least ``k``
-            where it is not 0.
+            Candidates that the codes propose and that are re-ranked by exact distance; default with
+            ``nprobe``: ``10 k``, at least 100. 0 for none: then the distances are those of the codes, of
+            which nothing is promised, and the store is not needed. At least ``k`` where it is not 0.
         filter : optional
             Rows that may be returned: a boolean mask, one for each row of the store; ids; a ``range``; a
             roaring bitmap; or what ``filter`` made of one of these. As many as ``k`` are found wherever
@@ -210,11 +242,12 @@ class Index:
         DataError
             Queries of another shape or dtype, or with NaN or infinity.
         ArgumentError
-            ``k`` or ``nprobe`` below 1, ``rerank`` below 0, or a filter that is none.
+            ``k`` or ``nprobe`` below 1, ``rerank`` below 0, a recall that is none or beside ``nprobe``, or a
+            filter that is none.
         StoreError
             Rows are needed and their store is gone; see ``rerank=0`` and ``open_index(store=)``.
         """
-        found, ids, _ = self._search(xq, k, nprobe, rerank, filter, NOTHING)
+        found, ids, _ = self._search(xq, k, recall, nprobe, rerank, filter, NOTHING)
         if return_vectors:
             return found, ids, vectors(ids, self._source.rows(), budget=self._budget)
         return found, ids
@@ -224,6 +257,7 @@ class Index:
         xq: AnyArray,
         k: int = 10,
         *,
+        recall: float | None = None,
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
@@ -234,7 +268,7 @@ class Index:
         """
         trace = Trace()
         began = time.perf_counter()
-        found, _, wanted = self._search(xq, k, nprobe, rerank, filter, trace)
+        found, _, wanted = self._search(xq, k, recall, nprobe, rerank, filter, trace)
         total = time.perf_counter() - began
         return Explanation(
             queries=len(found),
@@ -249,6 +283,7 @@ class Index:
         self,
         xq: AnyArray,
         k: int,
+        recall: float | None,
         nprobe: int | None,
         rerank: int | None,
         filter: object | None,  # noqa: A002
@@ -256,12 +291,10 @@ class Index:
     ) -> tuple[FloatArray, IntArray, Wanted]:
         queries = as_queries(xq, self.d, self.metric)
         self._opened()
-        nprobe = self._nprobe(nprobe)
-        check_at_least("k", k, 1)
-        if rerank is None:
-            rerank = self.default_rerank(k)
-        check_at_least("rerank", rerank, 0)
         allowed = self._allowed(filter)
+        nprobe, rerank = self._choice.settings(
+            k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=allowed is not None
+        )
         most = self.n if allowed is None else allowed.count
         wanted = Wanted(
             nprobe=nprobe,
@@ -378,7 +411,7 @@ class Index:
         """
         queries = as_queries(xq, self.d, self.metric)
         self._opened()
-        nprobe = self._nprobe(nprobe)
+        nprobe, _ = self._choice.settings(10, nprobe=nprobe or self.default_nprobe)
         if not math.isfinite(radius):
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
         allowed = self._allowed(filter)
@@ -430,14 +463,9 @@ class Index:
         """What the index is, as a JSON-ready mapping: sizes, lists, plan, training, store."""
         return {
             **figures(self._layout, self.generation, self._record, self._opened(), self._source),
-            "defaults": {"nprobe": self.default_nprobe, "rerank": self.default_rerank(10)},
+            "defaults": self._choice.defaults(),
+            "recall": self._choice.table(),
         }
-
-    def _nprobe(self, nprobe: int | None) -> int:
-        if nprobe is None:
-            return self.default_nprobe
-        check_at_least("nprobe", nprobe, 1)
-        return min(nprobe, self.nlist)
 
     def _opened(self) -> Segment:
         if self._segment is None:

@@ -46,6 +46,7 @@ def search_to(
     out: PathOrStr,
     *,
     k: int = 10,
+    recall: float | None = None,
     nprobe: int | None = None,
     rerank: int | None = None,
     filter: object | None = None,  # noqa: A002 - the field's word
@@ -68,7 +69,7 @@ def search_to(
         It holds ``distances`` (nq, k) float32 and ``ids`` (nq, k) int64, as ``search`` returns them
         (in Parquet two columns of lists), and how they were found as JSON under ``settings``. In
         HDF5 ``neighbors`` is another name of ``ids``.
-    k, nprobe, rerank, filter
+    k, recall, nprobe, rerank, filter
         As for ``search``.
     first : int, optional
         Only the first so many queries.
@@ -119,12 +120,20 @@ def search_to(
         check_not_source(queries, store, target)
         nq = store.n if first is None else min(first, store.n)
         settings: dict[str, Any] = {
-            **search_settings(index, k, nprobe, rerank),
+            **search_settings(index, k, recall, nprobe, rerank),
             "queries": store.uri[:_NAME_CHARACTERS],
             "allowed": None if allowed is None else allowed.count,
         }
         blocks = search_blocks(
-            index, store, k=k, nprobe=nprobe, rerank=rerank, filter=allowed, nq=nq, batch=batch
+            index,
+            store,
+            k=k,
+            recall=recall,
+            nprobe=nprobe,
+            rerank=rerank,
+            filter=allowed,
+            nq=nq,
+            batch=batch,
         )
         tell(events.Started(operation="search", stages={"search": 1.0}, settings=settings))
         with (
@@ -152,16 +161,19 @@ def search_to(
     return figures
 
 
-def search_settings(index: Index, k: int, nprobe: int | None, rerank: int | None) -> dict[str, Any]:
+def search_settings(
+    index: Index, k: int, recall: float | None, nprobe: int | None, rerank: int | None
+) -> dict[str, Any]:
     """What a search is done with, defaults filled in; JSON-ready."""
     info = index.info()
+    nprobe, rerank = index.settings(k, recall=recall, nprobe=nprobe, rerank=rerank)
     return {
         "index": info["path"],
         "generation": info["generation"],
         "metric": index.metric,
         "k": k,
-        "nprobe": min(nprobe or index.default_nprobe, index.nlist),
-        "rerank": index.default_rerank(k) if rerank is None else rerank,
+        "nprobe": nprobe,
+        "rerank": rerank,
     }
 
 
@@ -170,6 +182,7 @@ def search_blocks(
     queries: Store,
     *,
     k: int = 10,
+    recall: float | None = None,
     nprobe: int | None = None,
     rerank: int | None = None,
     filter: object | None = None,  # noqa: A002
@@ -180,7 +193,7 @@ def search_blocks(
 
     Parameters
     ----------
-    index, k, nprobe, rerank, filter, batch
+    index, k, recall, nprobe, rerank, filter, batch
         As for ``search_to``; what ``index.filter`` made of a filter is made once.
     nq : int, optional
         Only the first so many queries.
@@ -209,7 +222,7 @@ def search_blocks(
         queries,
         batch=batch or batch_queries(queries, k),
         nq=queries.n if nq is None else min(nq, queries.n),
-        options={"k": k, "nprobe": nprobe, "rerank": rerank, "filter": filter},
+        options={"k": k, "recall": recall, "nprobe": nprobe, "rerank": rerank, "filter": filter},
     )
 
 

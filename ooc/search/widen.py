@@ -25,6 +25,7 @@ import numpy as np
 
 from ooc.search.filters import Booleans, Filter
 from ooc.types import FloatArray, IntArray
+from ooc.vectors import pick
 
 __all__ = ["AllowedInLists", "compares_all", "widened"]
 
@@ -170,8 +171,8 @@ def _compacted(distances: FloatArray, lists: IntArray, take: Booleans) -> tuple[
     """What is taken of each row, moved to the left in its order; -1 behind."""
     width = int(take.sum(axis=1).max()) if len(take) else 0
     order = np.argsort(~take, axis=1, kind="stable")[:, :width]
-    kept = np.take_along_axis(take, order, axis=1)
+    kept = pick(take, order)
     return (
-        np.take_along_axis(distances, order, axis=1),
-        np.where(kept, np.take_along_axis(lists, order, axis=1), -1),
+        pick(distances, order),
+        np.where(kept, pick(lists, order), -1),
     )

@@ -398,7 +398,15 @@ build(sys.argv[1], sys.argv[2], memory="400MiB", factory="IVF64,SQ8", shard_rows
 
 @pytest.mark.parametrize(
     ("stage", "done"),
-    [("sample", 1), ("train", 1), ("fill", 1), ("fill", 35_000), ("merge", 1), ("publish", 1)],
+    [
+        ("sample", 1),
+        ("train", 1),
+        ("fill", 1),
+        ("fill", 35_000),
+        ("merge", 1),
+        ("calibrate", 1),
+        ("publish", 1),
+    ],
 )
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
     stage: str, done: int, npy_of: Callable[[AnyArray], Path], tmp_path: Path
@@ -465,7 +473,7 @@ def test_events_tell_the_whole_story(npy: Path, tmp_path: Path) -> None:
     started = next(event for event in seen if isinstance(event, Started))
     assert sum(started.stages.values()) == pytest.approx(1)
     finished = [event.stage for event in seen if isinstance(event, StageFinished)]
-    assert finished == ["plan", "sample", "train", "fill", "merge", "publish"]
+    assert finished == ["plan", "sample", "train", "fill", "merge", "calibrate", "publish"]
     done = [event.done for event in seen if isinstance(event, Progress) and event.stage == "fill"]
     assert done == sorted(done)
     assert done[-1] == 5000
@@ -573,7 +581,7 @@ def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path:
         template = train(building.sample, made, layout, observer=seen.append)
         shards = fill(store, made, template, building, observer=seen.append)
         merge(shards, made, template.codec, building.segment, observer=seen.append)
-        publish(made, layout, {}, observer=seen.append)
+        publish(made, layout, {}, {}, observer=seen.append)
         count = len(seen)
         fill(store, made, template, building, observer=seen.append)
     assert [e.stage for e in seen[:count] if isinstance(e, StageFinished)] == [
@@ -586,4 +594,5 @@ def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path:
     assert not any(isinstance(event, Progress) for event in seen[count:])  # nothing was left to fill
     small(npy, tmp_path / "whole")
     with ooc.open_index(tmp_path / "i") as one, ooc.open_index(tmp_path / "whole") as two:
-        np.testing.assert_array_equal(one.search(xq)[1], two.search(xq)[1])
+        settings = {"nprobe": 8, "rerank": 100}  # the one that was built by hand was not calibrated
+        np.testing.assert_array_equal(one.search(xq, **settings)[1], two.search(xq, **settings)[1])

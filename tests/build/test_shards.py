@@ -108,7 +108,7 @@ def test_build_goes_on_with_what_train_and_fill_left(store: Path, whole: Path, b
     seen: list[Event] = []
     ooc.build(store, begun, **PLAN, **BUDGET, observer=seen.append)
     started = [event for event in seen if isinstance(event, StageStarted)]
-    assert [event.stage for event in started] == ["fill", "merge", "publish"]
+    assert [event.stage for event in started] == ["fill", "merge", "calibrate", "publish"]
     assert started[0].done == 6144
     assert tree(begun) == tree(whole)
 
@@ -346,7 +346,7 @@ def test_a_template_is_reused_without_training(
     seen: list[Event] = []
     ooc.build(part, tmp_path / "a", **settings, **BUDGET, observer=seen.append)
     stages = [event.stage for event in seen if isinstance(event, StageStarted)]
-    assert stages == ["fill", "merge", "publish"]
+    assert stages == ["fill", "merge", "calibrate", "publish"]
     ooc.train(part, tmp_path / "b", **settings, **BUDGET, factory="SQ8", shard_rows=8192)
     shutil.rmtree(source)  # the new index needs it no more
     ooc.fill(part, tmp_path / "b", threads=1, **BUDGET)
@@ -443,7 +443,7 @@ def test_workers_make_the_same_index_and_tell_how_far_they_are(
         ("workers", "2 workers, each with 302 MiB and 1 thread")
     ]
     finished = [event.stage for event in seen if isinstance(event, StageFinished)]
-    assert finished == ["plan", "sample", "train", "fill", "merge", "publish"]
+    assert finished == ["plan", "sample", "train", "fill", "merge", "calibrate", "publish"]
 
 
 def on_fill(rows: int, do: Callable[[], None]) -> Callable[[Event], None]:

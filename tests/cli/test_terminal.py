@@ -37,12 +37,12 @@ def test_live_display_leaves_a_clean_last_state(terminal: Terminal) -> None:
     assert terminal.finish() == 0
     lines = terminal.screen.text.splitlines()
     assert re.fullmatch(r"build b\.ooc +done in \d+\.\d s", lines[0])
-    assert [re.match(r"  ✓ (\w+)", line)[1] for line in lines[1:7]] == [  # type: ignore[index]
-        "plan", "sample", "train", "fill", "merge", "publish",
+    assert [re.match(r"  ✓ (\w+)", line)[1] for line in lines[1:8]] == [  # type: ignore[index]
+        "plan", "sample", "train", "fill", "merge", "calibrate", "publish",
     ]  # fmt: skip
     assert "3 000 rows" in lines[4]
-    assert re.search(r"memory +[━─]+ +[\d.]+ MiB of 512 MiB, peak [\d.]+ MiB$", lines[7])
-    assert len(lines) == 8
+    assert re.search(r"memory +[━─]+ +[\d.]+ MiB of 512 MiB, peak [\d.]+ MiB$", lines[8])
+    assert len(lines) == 9
     assert terminal.screen.cursor
     assert "\x1b[?25l" in terminal.raw  # hidden while it drew
     assert "3 000 rows" in terminal.stdout

@@ -27,7 +27,8 @@ GOLDEN = Path(__file__).parent / "golden"
 VOLATILE = {
     "seconds", "time", "updated", "started", "finished", "pid", "host", "fingerprint", "digest",
     "private_bytes", "peak_private_bytes", "scratch_bytes", "peak_disk_bytes", "bytes", "rows_per_second",
-    "versions", "stages", "memory_by_stage", "index_bytes", "list_sizes", "template_bytes", "checksums",
+    "versions", "stages", "defaults", "recall",
+    "memory_by_stage", "index_bytes", "list_sizes", "template_bytes", "checksums",
 }  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_build_log_json_is_events_and_nothing_else(here: Path) -> None:
     assert events[-1]["event"] == "finished"
     begun = [e["stage"] for e in events if e["event"] == "stage_started"]
     over = [e["stage"] for e in events if e["event"] == "stage_finished"]
-    assert begun[-4:] == ["train", "fill", "merge", "publish"]
+    assert begun[-5:] == ["train", "fill", "merge", "calibrate", "publish"]
     assert set(begun) <= set(over)
     counts = [e["done"] for e in events if e["event"] == "progress" and e["stage"] == "fill"]
     assert counts == sorted(counts)

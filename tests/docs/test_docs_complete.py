@@ -89,7 +89,7 @@ def test_every_page_begins_with_its_title() -> None:
 def test_exit_codes_are_those_of_the_classes() -> None:
     table = next(t for t in tables(README) if t[0][0] == "exit code")
     shown = {(int(row[0]), row[1].strip("`")) for row in table[1:]}
-    classes = [getattr(errors, name) for name in errors.__all__ if name != "OocError"]
+    classes = [getattr(errors, name) for name in errors.__all__ if name not in ("OocError", "RecallWarning")]
     expected = {(cls.exit_code, cls.__name__) for cls in classes}
     assert shown == expected | {(0, ""), (EXIT_UNFORESEEN, ""), (EXIT_BROKEN_PIPE, "")}
 
@@ -154,14 +154,14 @@ def test_every_extra_is_named() -> None:
 
 
 def test_defaults_of_a_search_are_as_said() -> None:
-    from ooc.search.searcher import Index
+    from ooc.search.promise import CONFIDENCE, DEFAULT_RECALL, TABLED_K, Choice, default_rerank
 
-    assert [Index.default_rerank(k) for k in (1, 10, 50)] == [100, 100, 500]
+    assert [default_rerank(k) for k in (1, 10, 50)] == [100, 100, 500]
+    assert (CONFIDENCE, DEFAULT_RECALL, TABLED_K) == (0.8, 0.95, (1, 10, 100))
     # 2·√nlist, rounded down.
-    index = Index.__new__(Index)
     for nlist, lists_per_row, expected in ((4096, 1, 128), (2048, 1, 90), (2048, 2, 45), (1, 2, 1)):
-        index.nlist, index.lists_per_row = nlist, lists_per_row
-        assert index.default_nprobe == expected
+        made = Choice(None, name="i", n=10**6, nlist=nlist, lists_per_row=lists_per_row)
+        assert made.default_nprobe == expected
 
 
 def test_every_file_and_field_of_an_index_is_in_the_page_of_the_format(tmp_path: Path) -> None:

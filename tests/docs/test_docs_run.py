@@ -98,7 +98,7 @@ def test_the_set_up_is_two_commands_that_are_there() -> None:
         "private memory of the searching process: ",
         "nearest by exact search, ",
         "words nearest to some of them, the nearest first:",
-        "These were the default nprobe and rerank; `ooc help recall` says how to choose them.",
+        "That is the default recall, 0.95; `ooc help recall` says what is promised.",
         "everything is in ",
     ],
 )

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import ooc
 from ooc import events
+from ooc.build.sweep import Sweep
 from ooc.evaluation.neighbours import read_neighbours
-from ooc.evaluation.sweep import Sweep
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.units import MIB, parse_bytes
 from tests.helpers import embeddings, exact_search

@@ -7,14 +7,20 @@ out does not depend on the order of the additions in a product, nor on threads o
 
 The bound is that of a dot product of d float32 numbers, d·2⁻²⁴ of the product of the lengths (Higham,
 Accuracy and Stability of Numerical Algorithms, section 3.1), with room for what else is rounded.
+
+Products may first be taken in few directions in which vectors differ much; what is left of a query and of a
+row can add no more than the product of its lengths (Cauchy and Schwarz). Only pairs that this bound does not
+rule out are then compared, so the result is the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.build.rows import prepare
 from ooc.engine import pairs
@@ -28,6 +34,10 @@ __all__ = ["Found", "Sweep"]
 _TILE = 512
 #: float32 numbers are rounded by at most this part of their size.
 _ROUNDED = 2.0**-24
+#: Of a block, the share of pairs that few directions may leave before all dimensions are multiplied instead.
+_LEFT = 1 / 8
+#: Vectors must not grow when they are projected, however directions were rounded.
+_SHORT = np.float32(1 - 1e-5)
 #: Squared lengths outside of these lose digits in float32, or overflow.
 _SMALL, _LARGE = np.float32(1e-30), np.float32(1e30)
 
@@ -49,11 +59,14 @@ class Found:
         row's in the block (int32), and their distance, negated for similarities so that less is better.
     bad : (b,) int64
         Numbers of rows with NaN or infinity, which are passed over.
+    every : int
+        How far apart the rows of the block are.
     """
 
     start: int
     tiles: list[_Pairs]
     bad: IntArray
+    every: int = 1
 
 
 class Sweep:
@@ -70,9 +83,20 @@ class Sweep:
     metric : {"l2", "ip", "cosine"}
     own : (nq,) int64, optional
         The row that each query is, which is left out of its answer; -1 for none.
+    basis : (d, m) float32, optional
+        Orthogonal directions, each of length 1 or 0, that are looked at first: a few times quicker where
+        vectors differ in these more than in others. Not for cosine: take rows of unit length and ``ip``.
     """
 
-    def __init__(self, xq: FloatArray, k: int, metric: Metric, own: IntArray | None = None) -> None:
+    def __init__(
+        self,
+        xq: FloatArray,
+        k: int,
+        metric: Metric,
+        own: IntArray | None = None,
+        *,
+        basis: FloatArray | None = None,
+    ) -> None:
         nq, d = xq.shape
         self._xq, self._k, self._metric, self._own = xq, k, metric, own
         # Distances do not change where everything is moved; near the origin they lose fewer digits.
@@ -91,6 +115,7 @@ class Sweep:
             self._factors[:, d] = 1
             self._offset = squares
         self._length = np.sqrt(squares)
+        self._bound = None if basis is None else _Bound(xq, basis, l2=metric == "l2")
         # Of the score and of the distance; a cosine has the rounding of both lengths besides.
         self._error = (4 if metric == "cosine" else 2) * (d + 8) * _ROUNDED
         self._tiles = [slice(first, min(first + _TILE, nq)) for first in range(0, nq, _TILE)]
@@ -98,8 +123,8 @@ class Sweep:
         self._worst = [np.full(tile.stop - tile.start, np.inf) for tile in self._tiles]
         self._keys = np.full((nq, k), np.inf, np.float32)
         self._ids = np.full((nq, k), -1, np.int64)
-        #: Pairs to be put in order, each with the first row's number, and how many there are.
-        self._waiting: list[list[tuple[int, _Pairs]]] = [[] for _ in self._tiles]
+        #: Pairs to be put in order, with the first row's number and the step to the next; and how many.
+        self._waiting: list[list[tuple[int, int, _Pairs]]] = [[] for _ in self._tiles]
         self._waiting_count = [0] * len(self._tiles)
 
     @staticmethod
@@ -110,6 +135,12 @@ class Sweep:
         return 4 * (d + 1) + 12 * k + 12 * 3 * k
 
     @staticmethod
+    def look_bytes(d: int, rows: int) -> int:
+        """Private memory for looking at so many rows together."""
+        # The rows moved, or in few directions; of a tile scores, whether they are near, and exact keys.
+        return 4 * rows * (d + 2) + 5 * _TILE * rows + _TILE * rows // 4 * 20
+
+    @staticmethod
     def merge_bytes(k: int) -> int:
         """Private memory for putting in order."""
         return _TILE * 3 * k * 48
@@ -117,15 +148,28 @@ class Sweep:
     def look(self, start: int, rows: AnyArray) -> Found:
         """What may be among the nearest, of the rows ``(m, d)`` that begin with number ``start``."""
         prepared = prepare(rows, "l2")
-        x, bad = prepared.x, prepared.bad
+        return self.look_at(start, prepared.x, prepared.bad)
+
+    def look_at(
+        self, start: int, x: FloatArray, bad: IntArray, low: FloatArray | None = None, *, every: int = 1
+    ) -> Found:
+        """As ``look``, of rows ``(m, d)`` float32 whose ``bad`` ones, by place, are known and set to 0.
+
+        ``low`` is ``x @ basis``, where the caller has it. Row i has the number ``start + i * every``.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
-            y, longest = self._operand(x)
+            bound = None if self._bound is None else self._bound.of(x, low)
             squares = pairs(x, _count(x), x, _count(x), "ip") if self._metric == "cosine" else None
-            tiles = [
-                self._look(tile, self._worst[i], start, x, y, longest, squares, bad)
-                for i, tile in enumerate(self._tiles)
-            ]
-        return Found(start=start, tiles=tiles, bad=bad + start)
+            operand: tuple[FloatArray, float] | None = None
+            tiles = []
+            for i, tile in enumerate(self._tiles):
+                kth = self._worst[i]
+                near = None if bound is None else bound(tile, kth, self._error)
+                if near is None or np.count_nonzero(near) > _LEFT * near.size:
+                    operand = operand or self._operand(x)
+                    near = self._near(tile, kth, *operand, bad)
+                tiles.append(self._pairs(tile, kth, start, every, near, x, squares, bad))
+        return Found(start=start, tiles=tiles, bad=bad * every + start, every=every)
 
     def _operand(self, x: FloatArray) -> tuple[FloatArray, float]:
         """Rows as the scores are made of them, and the length of the longest."""
@@ -138,36 +182,43 @@ class Sweep:
         np.einsum("ij,ij->i", moved, moved, out=y[:, -1])
         return y, float(np.sqrt(y[:, -1].max()))
 
-    def _look(
-        self,
-        tile: slice,
-        kth: AnyArray,
-        start: int,
-        x: FloatArray,
-        y: FloatArray,
-        longest: float,
-        squares: FloatArray | None,
-        bad: IntArray,
-    ) -> _Pairs:
-        scores = self._factors[tile] @ y.T
-        if len(bad):
-            scores[:, bad] = np.inf
+    def _near(
+        self, tile: slice, kth: AnyArray, y: FloatArray, longest: float, bad: IntArray
+    ) -> NDArray[np.bool_]:
+        """Which rows may be among the nearest of which query of a tile, by all dimensions."""
         length = self._length[tile]
         # l2: of what is squared; else of what is multiplied.
         error = self._error * ((length + longest) ** 2 if self._centre is not None else length * longest)
         least = self._k + (self._own is not None)
-        limit = _up(kth - self._offset[tile] + error)
+        scores = self._factors[tile] @ y.T
+        if len(bad):
+            scores[:, bad] = np.inf
         # Written so that scores which overflowed to NaN are looked at.
-        near = ~(scores > limit[:, None])
-        if least < len(x) and np.count_nonzero(near) > (4 * least + 64) * len(near):
+        near = ~(scores > _up(kth - self._offset[tile] + error)[:, None])
+        if least < len(y) and np.count_nonzero(near) > (4 * least + 64) * len(near):
             # The k best of this block alone bound the k-th best, too.
             within = np.partition(scores, least - 1, axis=1)[:, least - 1]
             near &= ~(scores > _up(within + 2 * error)[:, None])
+        return near
+
+    def _pairs(
+        self,
+        tile: slice,
+        kth: AnyArray,
+        start: int,
+        every: int,
+        near: NDArray[np.bool_],
+        x: FloatArray,
+        squares: FloatArray | None,
+        bad: IntArray,
+    ) -> _Pairs:
+        """Those of the near pairs that are among the nearest."""
         if len(bad):
             near[:, bad] = False
-        query, row = np.nonzero(near)
+        # As np.nonzero, several times as fast.
+        query, row = np.divmod(np.flatnonzero(near), near.shape[1])
         if self._own is not None:
-            other = self._own[tile][query] != row + start
+            other = self._own[tile][query] != row * every + start
             query, row = query[other], row[other]
         keys = self._exact(query + tile.start, row, x, squares)
         better = ~(keys > kth[query])
@@ -190,7 +241,7 @@ class Sweep:
         for i, found_pairs in enumerate(found.tiles):
             if not len(found_pairs[0]):
                 continue
-            self._waiting[i].append((found.start, found_pairs))
+            self._waiting[i].append((found.start, found.every, found_pairs))
             self._waiting_count[i] += len(found_pairs[0])
             # Seldom, since putting in order takes long; before the first k are there, at once.
             if self._waiting_count[i] > len(self._worst[i]) * self._k // 2 or np.isinf(self._worst[i]).any():
@@ -203,9 +254,11 @@ class Sweep:
             return
         k, ids, keys = self._k, self._ids[tile], self._keys[tile]
         there = ids >= 0
-        query = np.concatenate([np.nonzero(there)[0], *(pair[0] for _, pair in waiting)])
-        all_ids = np.concatenate([ids[there], *(pair[1] + np.int64(start) for start, pair in waiting)])
-        all_keys = np.concatenate([keys[there], *(pair[2] for _, pair in waiting)])
+        query = np.concatenate([np.nonzero(there)[0], *(pair[0] for _, _, pair in waiting)])
+        all_ids = np.concatenate(
+            [ids[there], *(pair[1] * np.int64(every) + np.int64(start) for start, every, pair in waiting)]
+        )
+        all_keys = np.concatenate([keys[there], *(pair[2] for _, _, pair in waiting)])
         order = np.lexsort((all_ids, all_keys, query))
         query = query[order]
         rank = np.arange(len(query)) - np.searchsorted(query, np.arange(len(ids)))[query]
@@ -214,13 +267,63 @@ class Sweep:
         full = ids[:, k - 1] >= 0
         self._worst[i] = np.where(full, keys[:, k - 1], np.inf).astype(np.float64)
 
-    def result(self) -> tuple[FloatArray, IntArray]:
-        """Distances and ids ``(nq, k)``, best first, ties by id; ids -1 where there are fewer rows."""
+    def add(self, query: IntArray, ids: IntArray, keys: FloatArray) -> None:
+        """Add pairs that were found elsewhere: queries and rows ``(p,)`` by number, and keys."""
+        for i, tile in enumerate(self._tiles):
+            here = np.flatnonzero((query >= tile.start) & (query < tile.stop))
+            self._waiting[i].append((0, 1, (query[here] - tile.start, ids[here], keys[here])))
+            self._merge(i)
+
+    def so_far(self) -> tuple[FloatArray, IntArray]:
+        """Keys and ids ``(nq, k)`` of all that was taken: distances, negated for similarities; views."""
         for i in range(len(self._tiles)):
             self._merge(i)
+        return self._keys, self._ids
+
+    def result(self) -> tuple[FloatArray, IntArray]:
+        """Distances and ids ``(nq, k)``, best first, ties by id; ids -1 where there are fewer rows."""
+        self.so_far()
         found = self._keys if self._metric == "l2" else -self._keys
         found[self._ids < 0] = worst(self._metric)
         return found, self._ids
+
+
+class _Bound:
+    """A lower bound of scores, from few directions and the lengths of what is left."""
+
+    def __init__(self, xq: FloatArray, basis: FloatArray, *, l2: bool) -> None:
+        self._basis, self._l2 = basis, l2
+        squares = np.einsum("ij,ij->i", xq, xq, dtype=np.float64)
+        turned = (xq @ basis) * _SHORT
+        factors = np.column_stack((turned, _left(squares, turned, xq.shape[1])))
+        # -q·x, or |x|² - 2 q·x.
+        self._factors = np.column_stack((-2 * factors, np.ones(len(xq), np.float32))) if l2 else -factors
+        self._offset = squares if l2 else np.zeros(len(xq))
+        self._length = np.sqrt(squares)
+
+    def of(self, x: FloatArray, low: FloatArray | None) -> Callable[..., NDArray[np.bool_]]:
+        """For rows ``(m, d)``, a function of a tile of queries, their k-th best and the relative error."""
+        d = x.shape[1]
+        low = (x @ self._basis if low is None else low) * _SHORT
+        squares = np.einsum("ij,ij->i", x, x)
+        parts = (low, _left(squares, low, d), squares) if self._l2 else (low, _left(squares, low, d))
+        y, longest = np.column_stack(parts), float(np.sqrt(squares.max(initial=0)))
+
+        def near(tile: slice, kth: AnyArray, relative: float) -> NDArray[np.bool_]:
+            length = self._length[tile]
+            error = relative * ((length + longest) ** 2 if self._l2 else length * longest)
+            limit = _up(kth - self._offset[tile] + error)
+            may: NDArray[np.bool_] = ~(self._factors[tile] @ y.T > limit[:, None])
+            return may
+
+        return near
+
+
+def _left(squares: AnyArray, turned: FloatArray, d: int) -> FloatArray:
+    """At least the length of what a projection leaves of vectors, of which squared lengths are given."""
+    kept = np.einsum("ij,ij->i", turned, turned)
+    rounding = 4 * (d + 8) * _ROUNDED * squares
+    return _up(np.sqrt(np.maximum(squares - kept, 0) + rounding))
 
 
 def _up(limit: AnyArray) -> FloatArray:

@@ -1,0 +1,389 @@
+"""Calibration: what recall each setting of a search has, measured on the merged lists.
+
+A neighbour of a query is found where its list is among those probed, and its code among the candidates.
+The first is known of every witness, without a search, from the order of the lists alone. The second
+needs scans: the lists of some witnesses are scanned, four times as many lists each time, and the rank of each
+neighbour among all that was scanned is kept. Both together give recall at every (nprobe, candidates)
+of a fine grid: the share of neighbours in probed lists, of all witnesses, less the share of those whose code
+was missed, of the ones that were scanned (a control variate). Nothing depends on time, so the same rows, plan
+and seed give the same table.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ooc.build.plan import Plan
+from ooc.build.sizes import MOST_CANDIDATES, ORDER_BYTES, SCANNED
+from ooc.build.witness import DEEP, Nearest, Witnesses
+from ooc.build.workers import Pool, in_order, workers
+from ooc.errors import Stopped
+from ooc.events import Observer, Stage, ignore, stage
+from ooc.index.segment import Segment
+from ooc.search.budget import Budget
+from ooc.search.promise import PAGE_BYTES, TABLED_K, lower
+from ooc.search.scan import candidates
+from ooc.search.trace import NOTHING
+from ooc.types import AnyArray, FloatArray, IntArray
+
+__all__ = ["calibrate"]
+
+#: Settings lie so far apart: eight to a doubling.
+_STEPS = 8
+#: How many entries of lists are scanned for each row of the index, and at least.
+_ENTRIES_A_ROW, _ENTRIES_LEAST = 8, 1 << 20
+#: Witnesses that a thread looks at together.
+_TILE, _SCAN_TILE = 64, 16
+#: Lists are scanned until they hold this share of all neighbours.
+_ENOUGH = 0.999
+#: What is kept of the settings: each that recalls more than all cheaper ones, by at least this.
+_GAIN = 5e-4
+
+
+def calibrate(
+    plan: Plan,
+    segment: Segment,
+    witnesses: Witnesses,
+    nearest: Nearest,
+    *,
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Measure recall over a grid of settings; the record of it, JSON-ready.
+
+    Parameters
+    ----------
+    plan : Plan
+        Metric, and how long a row is that a search reads.
+    segment : Segment
+        The merged lists.
+    witnesses, nearest : Witnesses, Nearest
+        Queries and their true neighbours.
+    observer : callable
+        Is told events; queries are counted.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
+
+    Returns
+    -------
+    dict
+        ``queries`` and ``scanned``: how many witnesses. ``settings``: by k (text), lists of ``nprobe``,
+        ``candidates``, ``recall``, its lower bound, and bytes of lists and rows that a query reads; those
+        that recall more than all cheaper ones, from the cheapest on. Empty where there are no witnesses.
+    """
+    queries = len(witnesses.x)
+    if not queries:
+        return {}
+    with stage(observer, "calibrate", queries, unit="queries") as at, workers(plan.threads) as pool:
+        steps = _grid(segment.nlist)
+        within, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
+        some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, stop)
+        row_bytes = plan.row_bytes + PAGE_BYTES - 1
+        settings = {
+            str(measured.k): _frontier(measured, list_bytes, row_bytes)
+            for measured in _measured(steps, within, some, scans, nearest, witnesses.deep, plan.n)
+        }
+        at.figures.update(queries=queries, scanned=len(some))
+    return {"queries": queries, "scanned": len(some), "settings": settings}
+
+
+def _grid(last: int) -> IntArray:
+    """Whole numbers from 1 to ``last``, eight to a doubling where there are as many."""
+    exact = 2 ** (np.arange(int(np.log2(last) * _STEPS) + 1) / _STEPS)
+    return np.unique(np.append(np.round(exact), last).astype(np.int64))
+
+
+def _within(
+    segment: Segment,
+    plan: Plan,
+    x: FloatArray,
+    nearest: Nearest,
+    steps: IntArray,
+    pool: Pool,
+    at: Stage,
+    stop: threading.Event | None,
+) -> tuple[IntArray, AnyArray]:
+    """Of each neighbour the lists that must be probed to meet it ``(q, k)``; mean bytes of so many lists."""
+    step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
+
+    def one(some: slice) -> tuple[slice, IntArray, AnyArray]:
+        order = segment.order(segment.transform(x[some]))
+        rank: AnyArray = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(segment.nlist)[None], axis=1)
+        queries = np.arange(len(order))[:, None, None]
+        met = rank[queries, nearest.lists[some]].min(axis=2) + 1
+        return some, met, np.cumsum(segment.list_bytes(order), axis=1)[:, steps - 1].sum(axis=0)
+
+    within = np.empty(nearest.rows.shape, np.int64)
+    sums = np.zeros(len(steps))
+    for some, met, list_bytes in in_order(pool, one, _slices(len(x), step), plan.threads):
+        Stopped.raise_if(stop)
+        within[some] = met
+        sums += list_bytes
+        at.tell(some.stop)
+    within[nearest.rows < 0] = segment.nlist + 1
+    return within, sums / len(x)
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(first + step, count)) for first in range(0, count, step))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scan:
+    """After a scan of ``nprobe`` lists: the rank of each neighbour by code ``(s, k)``, from 0."""
+
+    nprobe: int
+    rank: IntArray
+
+
+#: The rank of what was not found.
+_NOT_FOUND = np.iinfo(np.int64).max // 2
+
+
+def _scans(
+    segment: Segment,
+    plan: Plan,
+    x: FloatArray,
+    nearest: Nearest,
+    within: IntArray,
+    pool: Pool,
+    stop: threading.Event | None,
+) -> tuple[IntArray, list[_Scan]]:
+    """Which witnesses were scanned, and their neighbours' ranks after 1, 4, 16 .. lists."""
+    scanned = np.unique(np.linspace(0, len(x) - 1, min(SCANNED, len(x))).astype(np.int64))
+    mean = max(1, segment.entries / segment.nlist)
+    allowed = max(_ENTRIES_A_ROW * plan.n, _ENTRIES_LEAST) / (mean * len(scanned))
+    there = within[nearest.rows >= 0]
+    enough = int(np.quantile(there, _ENOUGH)) if len(there) else 1
+    last = max(1, min(enough, segment.nlist, int(allowed)))
+
+    def one(some: slice) -> list[IntArray]:
+        Stopped.raise_if(stop)
+        which = scanned[some]
+        return _scan(segment, plan, x[which], nearest.rows[which], last)
+
+    parts = list(in_order(pool, one, _slices(len(scanned), _SCAN_TILE), plan.threads))
+    ranks = (np.concatenate([part[i] for part in parts]) for i in range(len(parts[0])))
+    return scanned, [_Scan(nprobe=p, rank=r) for p, r in zip(_stops(last), ranks, strict=True)]
+
+
+def _scan(segment: Segment, plan: Plan, x: FloatArray, truth: IntArray, last: int) -> list[IntArray]:
+    """The ranks ``(s, k)`` of true neighbours by code, after each step of the lists scanned."""
+    y = segment.transform(x)
+    coarse, lists = segment.coarse(y, last)
+    most = min(MOST_CANDIDATES, plan.n)
+    found, ids = np.empty((len(y), 0), np.float32), np.empty((len(y), 0), np.int64)
+    ranks, first = [], 0
+    for end in _stops(last):
+        some = np.ascontiguousarray(lists[:, first:end])
+        more = candidates(
+            segment,
+            y,
+            np.ascontiguousarray(coarse[:, first:end]),
+            some,
+            max(1, min(most, int(segment.sizes[some].sum(axis=1).max()))),
+            plan.metric,
+            budget=Budget.of(None),
+            ahead="all",
+            trace=NOTHING,
+        )
+        both = np.concatenate((found, more[0]), axis=1), np.concatenate((ids, more[1]), axis=1)
+        found, ids = _kept(*both, most, plan)
+        ranks.append(_ranks(ids, truth))
+        first = end
+    return ranks
+
+
+def _stops(last: int) -> Iterator[int]:
+    """1, 4, 16 .. and the last."""
+    at = 1
+    while at < last:
+        yield at
+        at *= 4
+    yield last
+
+
+def _kept(found: FloatArray, ids: IntArray, most: int, plan: Plan) -> tuple[FloatArray, IntArray]:
+    """The ``most`` best by code, each row once, the best first; ids of -1 behind."""
+    key = np.where(ids >= 0, found if plan.metric == "l2" else -found, np.inf)
+    order = np.argsort(key, axis=1, kind="stable")
+    found, ids = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    if plan.lists_per_row > 1:
+        # Of a row in two lists the better place stays.
+        by_id = np.argsort(ids, axis=1, kind="stable")
+        same = np.take_along_axis(ids, by_id, axis=1)
+        again = np.zeros(ids.shape, bool)
+        np.put_along_axis(again, by_id[:, 1:], same[:, 1:] == same[:, :-1], axis=1)
+        ids[again] = -1
+        order = np.argsort(ids < 0, axis=1, kind="stable")
+        found, ids = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    return found[:, :most], ids[:, :most]
+
+
+def _ranks(ids: IntArray, truth: IntArray) -> IntArray:
+    """The place of each true neighbour ``(s, k)`` among ``ids`` ``(s, m)``."""
+    end = max(int(ids.max(initial=0)), int(truth.max(initial=0))) + 1
+    query = np.arange(len(ids))[:, None] * end
+    wanted = np.where(truth >= 0, query + truth, -1).reshape(-1)
+    order = np.argsort(wanted)
+    ordered = wanted[order]
+    have = np.where(ids >= 0, query + ids, -2).reshape(-1)
+    place = np.searchsorted(ordered, have)
+    hit = np.flatnonzero((place < len(ordered)) & (ordered[np.minimum(place, len(ordered) - 1)] == have))
+    rank = np.full(wanted.shape, _NOT_FOUND)
+    rank[order[place[hit]]] = hit % ids.shape[1]
+    return rank.reshape(truth.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """Recall@k and its lower bound ``(p, c)`` at ``nprobe`` ``(p,)`` and ``candidates`` ``(c,)``."""
+
+    k: int
+    nprobe: IntArray
+    candidates: IntArray
+    recall: AnyArray
+    low: AnyArray
+
+
+def _measured(
+    steps: IntArray,
+    within: IntArray,
+    some: IntArray,
+    scans: list[_Scan],
+    nearest: Nearest,
+    deep: int,
+    n: int,
+) -> list[_Measured]:
+    """Recall at every setting of the grid, for each k that is tabled and has neighbours."""
+    most, there = min(MOST_CANDIDATES, n), nearest.rows >= 0
+    is_deep = np.arange(len(there)) < deep
+    # Which witnesses tell of k, and which of these were scanned, by place.
+    of = {k: np.flatnonzero(is_deep == (k == DEEP.k)) for k in TABLED_K if k < max(n, 2)}
+    scanned = {k: np.flatnonzero(is_deep[some] == (k == DEEP.k)) for k in of}
+    tabled = [k for k in of if len(scanned[k])]
+    counts = {k: np.minimum(there.sum(axis=1), DEEP.depth if k == DEEP.k else k) for k in tabled}
+    # Rows as far as the k-th will do as well; of these as many as are known.
+    last = {k: nearest.keys[np.arange(len(there)), np.maximum(counts[k], 1) - 1] for k in tabled}
+    right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}
+    first = _first_weights(there)
+    asked = _grid(most)
+    found = {k: np.empty((2, len(steps), len(asked))) for k in tabled}
+    rows = np.arange(len(some))[:, None] * (len(asked) + 1)
+    for i, nprobe in enumerate(steps.tolist()):
+        met = within <= nprobe
+        cell = rows + np.searchsorted(asked, _rank_at(nprobe, within[some], scans), side="right")
+        for k in tabled:
+            right_met = met & right[k]
+            # Where several are as far as the k-th more than k may be found.
+            share = _share(np.minimum(right_met.sum(axis=1), counts[k]), counts[k])
+            hits = np.bincount(cell[right_met[some]], minlength=len(some) * (len(asked) + 1))
+            got = np.cumsum(hits.reshape(len(some), -1)[:, :-1], axis=1)
+            got = np.minimum(got, counts[k][some][:, None])
+            lost = share[some][:, None] - _share(got, counts[k][some][:, None])
+            if k == 1:
+                share = (met * first).sum(axis=1)
+            share, lost = share[of[k]], lost[scanned[k]]
+            found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, k=k)
+    for k in tabled if most == n else ():
+        found[k][:, -1, -1] = 1  # every row of every list
+    return [
+        _Measured(
+            k=k,
+            nprobe=steps,
+            candidates=asked[asked >= k],
+            recall=np.clip(found[k][0][:, asked >= k], 0, 1),
+            low=found[k][1][:, asked >= k],
+        )
+        for k in tabled
+    ]
+
+
+def _first_weights(there: AnyArray) -> AnyArray:
+    """Weights ``(q, k)`` of what is found of each neighbour, by which they tell of the nearest one.
+
+    Whether one row is found says little, whether sixteen are says more: the value at rank 1 of a straight
+    line through them, over the logarithm of the rank (least squares). It halves the variance.
+    """
+    at = np.log(np.arange(1, there.shape[1] + 1)) * there
+    count = np.maximum(there.sum(axis=1, keepdims=True), 1)
+    mean = at.sum(axis=1, keepdims=True) / count
+    off = (at - mean) * there
+    weights: AnyArray = there / count - mean * off / np.maximum((off * off).sum(axis=1, keepdims=True), 1e-9)
+    return weights
+
+
+def _share(found: AnyArray, count: IntArray) -> AnyArray:
+    """What part of the neighbours was found; all, where there are none."""
+    share: AnyArray = found / np.maximum(count, 1)
+    return np.where(count > 0, share, 1.0)
+
+
+def _rank_at(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
+    """The rank by code of each neighbour at ``nprobe``, between those that scans gave.
+
+    More lists bring more rows that look nearer, in proportion: ranks grow with a power of their number.
+    Beyond the last scan they are taken to grow as they did up to it, and a neighbour that was in no list
+    scanned has the rank of one that was, chosen by its place.
+    """
+    at = int(np.searchsorted([scan.nprobe for scan in scans], nprobe))
+    if at < len(scans) and (scans[at].nprobe == nprobe or at == 0):
+        return scans[at].rank
+    if at == len(scans):
+        return _beyond(nprobe, within, scans)
+    low, high = scans[at - 1], scans[at]
+    part = np.log(nprobe / low.nprobe) / np.log(high.nprobe / low.nprobe)
+    both = (low.rank < _NOT_FOUND) & (high.rank < _NOT_FOUND)
+    between = (low.rank + 1.0) ** (1 - part) * (high.rank + 1.0) ** part - 1
+    return np.where(both, np.ceil(np.where(both, between, 0)), high.rank).astype(np.int64)
+
+
+def _beyond(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
+    high = scans[-1]
+    seen = within <= high.nprobe
+    growth = 1.0
+    if len(scans) > 1:
+        low = scans[-2]
+        both = (low.rank < _NOT_FOUND) & (high.rank < _NOT_FOUND)
+        if both.any():
+            ratios = np.log((high.rank[both] + 1) / (low.rank[both] + 1))
+            growth = 1 + float(ratios.mean()) / float(np.log(high.nprobe / low.nprobe))
+    times = (nprobe / high.nprobe) ** (growth - 1)
+    rank = np.where(high.rank < _NOT_FOUND, np.ceil((high.rank + 1) * times) - 1, _NOT_FOUND).astype(np.int64)
+    if seen.any() and not seen.all():
+        known = np.sort(rank[seen])
+        unseen = np.flatnonzero(~seen.reshape(-1))
+        spread = ((np.arange(len(unseen)) + 0.5) / len(unseen) * len(known)).astype(np.int64)
+        rank.reshape(-1)[unseen] = known[np.random.default_rng(0).permutation(spread)]
+    return rank
+
+
+def _frontier(measured: _Measured, list_bytes: AnyArray, row_bytes: int) -> list[list[float]]:
+    """The settings that recall more than all that read fewer bytes, from the cheapest on."""
+    lists = np.repeat(list_bytes, len(measured.candidates))
+    rows = np.tile(measured.candidates * row_bytes, len(measured.nprobe))
+    nprobe = np.repeat(measured.nprobe, len(measured.candidates))
+    asked = np.tile(measured.candidates, len(measured.nprobe))
+    recall, low = measured.recall.reshape(-1), measured.low.reshape(-1)
+    kept: list[list[float]] = []
+    best = 0.0
+    for i in np.argsort(lists + rows, kind="stable").tolist():
+        if low[i] >= best + _GAIN:
+            best = float(low[i])
+            kept.append(
+                [
+                    int(nprobe[i]),
+                    int(asked[i]),
+                    round(float(recall[i]), 5),
+                    round(best, 5),
+                    round(float(lists[i])),
+                    int(rows[i]),
+                ]
+            )
+    return kept

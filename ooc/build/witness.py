@@ -1,0 +1,236 @@
+"""Witnesses: queries whose true neighbours are found on the pass that fills the shards.
+
+They are rows drawn from the store, each left out of its own answer. What a search finds of their neighbours
+is what ``ooc.build.calibrate`` measures. Each shard keeps, beside its lists, the rows of it that may be among
+the nearest; what is nearest of all is known when all shards are there, whichever process filled them.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ooc.build.plan import Plan
+from ooc.build.rows import Prepared, prepare
+from ooc.build.sample import bad_rows_error
+from ooc.build.shards import Shard
+from ooc.build.sweep import Found, Sweep
+from ooc.durable import write_bytes
+from ooc.errors import IndexDirError
+from ooc.index.layout import BuildLayout
+from ooc.stores.base import Store
+from ooc.types import AnyArray, FloatArray, IntArray, Metric
+
+__all__ = ["DEEP", "Group", "Nearest", "Neighbours", "Witnesses", "neighbours_found"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What some witnesses tell of: their ``k`` nearest rows.
+
+    They know the ``depth`` nearest of every ``every``-th row. Of the hundred nearest rows a quarter, drawn
+    at random or nearly so, is as good as all, and takes a quarter of the time to find.
+    """
+
+    k: int
+    depth: int
+    every: int
+
+
+#: A few more than ten, for rows that are equally far.
+NEAR = Group(k=10, depth=16, every=1)
+#: Not 25: of these the last are often beyond the hundredth, and few candidates miss them.
+DEEP = Group(k=100, depth=23, every=4)
+_DEEP_SHARE = 3 / 11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witnesses:
+    """Queries ``x`` ``(q, d)`` float32, prepared for the metric; ``own`` ``(q,)``: the row each is.
+
+    ``deep`` of them, the first, tell of the hundred nearest rows, the others of the ten nearest.
+    """
+
+    own: IntArray
+    x: FloatArray
+    deep: int
+
+    @property
+    def groups(self) -> list[tuple[Group, slice]]:
+        """Which of them tell of what."""
+        return [(DEEP, slice(0, self.deep)), (NEAR, slice(self.deep, len(self.own)))]
+
+    @property
+    def depth(self) -> IntArray:
+        """How many neighbours of each are found, ``(q,)``."""
+        return np.where(np.arange(len(self.own)) < self.deep, DEEP.depth, NEAR.depth)
+
+    @classmethod
+    def draw(cls, store: Store, plan: Plan) -> Witnesses:
+        """Rows of the store, drawn by the plan's seed; fewer where some hold NaN or infinity.
+
+        Raises
+        ------
+        DataError
+            A row holds NaN or infinity, where the plan says to stop there.
+        """
+        rng = np.random.default_rng([plan.seed, plan.n, 1])
+        rows = rng.choice(plan.n, plan.witnesses, replace=False)
+        deep = round(_DEEP_SHARE * len(rows))
+        order = np.argsort(rows)
+        store.will_take(rows[order])
+        taken = store.gather(rows[order])
+        prepared = prepare(taken[np.argsort(order)], plan.metric)
+        if len(prepared.bad) and plan.on_bad == "stop":
+            raise bad_rows_error(store, int(rows[prepared.bad[0]]), len(prepared.bad), "of those drawn")
+        good = np.ones(len(rows), bool)
+        good[prepared.bad] = False
+        if plan.metric == "cosine":  # everything is as near to a row of zeros
+            good &= prepared.x.any(axis=1)
+        x = np.ascontiguousarray(prepared.x[good], dtype=np.float32)
+        return cls(own=rows[good], x=x, deep=int(good[:deep].sum()))
+
+    @classmethod
+    def load(cls, build: BuildLayout) -> Witnesses | None:
+        """What ``save`` wrote; None where it did not."""
+        if not build.witnesses.exists():
+            return None
+        with np.load(build.witnesses, allow_pickle=False) as arrays:
+            return cls(own=arrays["own"], x=arrays["x"], deep=int(arrays["deep"]))
+
+    def save(self, build: BuildLayout) -> None:
+        """Keep them with the build, durably."""
+        write_bytes(build.witnesses, _packed(own=self.own, x=self.x, deep=np.array(self.deep)))
+
+
+class Neighbours:
+    """The nearest rows so far of each witness, of all the shards that are on disk and the rows seen here.
+
+    ``look`` is safe from several threads; the rest is for one.
+    """
+
+    def __init__(
+        self, witnesses: Witnesses, metric: Metric, shards: list[Shard], basis: FloatArray | None
+    ) -> None:
+        # Of prepared rows those of cosine are of unit length.
+        products: Metric = "ip" if metric == "cosine" else metric
+        x, own = witnesses.x, witnesses.own
+        #: Of each group, with the number of its first witness.
+        self._sweeps = [
+            (group, some.start, Sweep(x[some], group.depth, products, own[some], basis=basis))
+            for group, some in witnesses.groups
+            if some.stop > some.start
+        ]
+        for shard in shards:
+            near = _read(shard)
+            for _, first, sweep in self._sweeps:
+                sweep.add(near.query - first, near.row, near.key)
+
+    def look(self, start: int, prepared: Prepared, low: FloatArray | None) -> list[Found]:
+        """What may be among the nearest, of prepared rows from number ``start`` on, ``low`` in the basis."""
+        found = []
+        for group, _, sweep in self._sweeps:
+            x, bad, part = prepared.x, prepared.bad, low
+            if group.every > 1:  # a block begins at a multiple of it
+                x = np.ascontiguousarray(x[:: group.every])
+                bad = bad[bad % group.every == 0] // group.every
+                part = None if low is None else low[:: group.every]
+            found.append(sweep.look_at(start, x, bad, part, every=group.every))
+        return found
+
+    def take(self, found: list[Found]) -> None:
+        """Add what ``look`` found."""
+        for (_, _, sweep), one in zip(self._sweeps, found, strict=True):
+            sweep.take(one)
+
+    def of_rows(self, start: int, list_nos: AnyArray) -> bytes:
+        """A file of those of the rows from ``start`` on that are among the nearest, with their lists.
+
+        Parameters
+        ----------
+        list_nos : (m, lists) int
+            The lists of the rows.
+        """
+        queries, rows, near = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        for _, first, sweep in self._sweeps:
+            keys, ids = sweep.so_far()
+            here = np.nonzero((ids >= start) & (ids < start + len(list_nos)))
+            queries.append(here[0] + first)
+            rows.append(ids[here])
+            near.append(keys[here])
+        row = np.concatenate(rows)
+        return _packed(
+            query=np.concatenate(queries).astype(np.int32),
+            row=row,
+            key=np.concatenate(near),
+            lists=list_nos[row - start].astype(np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Near:
+    query: IntArray
+    row: IntArray
+    key: FloatArray
+    lists: AnyArray
+
+
+def _read(shard: Shard) -> _Near:
+    try:
+        with np.load(shard.neighbours, allow_pickle=False) as arrays:
+            return _Near(**{name: arrays[name] for name in ("query", "row", "key", "lists")})
+    except (OSError, ValueError, KeyError) as error:
+        raise IndexDirError(
+            f"{shard.neighbours} cannot be read: {error}",
+            kind="shard-damaged",
+            hint="Remove it and run the build again: it fills this shard anew.",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearest:
+    """The true neighbours of witnesses, the nearest first.
+
+    Attributes
+    ----------
+    rows : (q, k) int64
+        -1 where there are fewer, or fewer are known.
+    keys : (q, k) float32
+        Distances, negated for similarities; infinity where there is no row.
+    lists : (q, k, lists) int32
+        The lists that each is in.
+    """
+
+    rows: IntArray
+    keys: FloatArray
+    lists: AnyArray
+
+
+def neighbours_found(shards: list[Shard], depth: IntArray, lists_per_row: int) -> Nearest:
+    """The nearest of all that the shards kept: as many of each witness as ``depth`` ``(q,)`` says."""
+    count = len(depth)
+    parts = [_read(shard) for shard in shards]
+    query = np.concatenate([part.query for part in parts])
+    row, key = np.concatenate([part.row for part in parts]), np.concatenate([part.key for part in parts])
+    lists = np.concatenate([part.lists for part in parts])
+    order = np.lexsort((row, key, query))
+    query = query[order]
+    rank = np.arange(len(query)) - np.searchsorted(query, np.arange(count))[query]
+    order, query, rank = (a[rank < depth[query]] for a in (order, query, rank))
+    most = max(DEEP.depth, NEAR.depth)
+    rows = np.full((count, most), -1, np.int64)
+    keys = np.full((count, most), np.inf, np.float32)
+    in_lists: AnyArray = np.zeros((count, most, lists_per_row), np.int32)
+    rows[query, rank], keys[query, rank], in_lists[query, rank] = row[order], key[order], lists[order]
+    return Nearest(rows=rows, keys=keys, lists=in_lists)
+
+
+def _packed(**arrays: AnyArray) -> bytes:
+    """Arrays as the bytes of an ``.npz``; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    kept: dict[str, Any] = arrays
+    np.savez(buffer, **kept)
+    return buffer.getvalue()

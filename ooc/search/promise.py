@@ -1,0 +1,272 @@
+"""The promise of recall: which setting of a search is the cheapest that keeps it.
+
+A build measures recall at many settings on queries of which it knows the true neighbours
+(``ooc.build.calibrate``). What is promised is not the recall that was measured but a lower bound of it, since
+other queries will be asked: the one-sided interval in which four of five such measurements hold the truth.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, Self
+
+import numpy as np
+
+from ooc.errors import ArgumentError, IndexDirError, RecallWarning
+from ooc.search.queries import check_at_least
+from ooc.types import AnyArray
+
+__all__ = [
+    "CONFIDENCE",
+    "DEFAULT_RECALL",
+    "PAGE_BYTES",
+    "TABLED_K",
+    "Choice",
+    "Promise",
+    "Setting",
+    "default_rerank",
+    "lower",
+]
+
+#: The recall of a search where the caller asks for nothing else.
+DEFAULT_RECALL = 0.95
+#: That the true recall is at least the lower bound.
+CONFIDENCE = 0.8
+#: Numbers of results for which recall is measured.
+TABLED_K = (1, 10, 100)
+#: A row here and there is read by pages: its own bytes and, in the mean, one page more.
+PAGE_BYTES = 4096
+
+#: Recalls that are shown.
+_SHOWN = (0.8, 0.9, 0.95, 0.99)
+
+_Z = NormalDist().inv_cdf(CONFIDENCE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A setting of a search, and what it was measured to do.
+
+    Attributes
+    ----------
+    nprobe, candidates : int
+        Lists probed, and candidates compared exactly.
+    recall, low : float
+        Mean recall of the witnesses, and its lower bound.
+    list_bytes, row_bytes : int
+        What a query reads of lists and of rows, in the mean.
+    """
+
+    nprobe: int
+    candidates: int
+    recall: float
+    low: float
+    list_bytes: int
+    row_bytes: int
+
+
+class Promise:
+    """The table that a build measured.
+
+    Attributes
+    ----------
+    queries, scanned : int
+        Witnesses, and those of them whose lists were scanned.
+    """
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.queries, self.scanned = int(record["queries"]), int(record["scanned"])
+        names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes")
+        self._settings = {
+            int(k): [Setting(**dict(zip(names, line, strict=True))) for line in lines]
+            for k, lines in record["settings"].items()
+            if lines
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self | None:
+        """Of the record of a generation; None where nothing was measured.
+
+        Raises
+        ------
+        IndexDirError
+            The record is damaged.
+        """
+        table = record.get("calibration")
+        if not table:
+            return None
+        try:
+            made = cls(table)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise IndexDirError(
+                f"the calibration of the index is damaged: {error!r}", kind="index-damaged"
+            ) from error
+        return made if made._settings else None
+
+    def setting(self, recall: float, k: int) -> tuple[Setting, bool]:
+        """The cheapest setting that keeps ``recall`` at ``k`` results, and whether any does.
+
+        For a ``k`` that was not measured the next larger one that was counts; beyond the largest, candidates
+        grow in proportion, and nothing is promised. Where no setting keeps the recall it is the best one.
+        """
+        known = sorted(self._settings)
+        tabled = next((one for one in known if one >= k), known[-1])
+        lines = self._settings[tabled]
+        kept = next((line for line in lines if line.low >= recall), None)
+        chosen = kept or lines[-1]
+        if k > tabled:
+            times = k / tabled
+            chosen = Setting(
+                nprobe=chosen.nprobe,
+                candidates=math.ceil(chosen.candidates * times),
+                recall=chosen.recall,
+                low=chosen.low,
+                list_bytes=chosen.list_bytes,
+                row_bytes=math.ceil(chosen.row_bytes * times),
+            )
+        return chosen, kept is not None and k <= max(TABLED_K)
+
+    def most(self, k: int) -> float:
+        """The largest recall that is kept at ``k`` results."""
+        known = sorted(self._settings)
+        return self._settings[next((one for one in known if one >= k), known[-1])][-1].low
+
+    def settings(self) -> dict[int, list[Setting]]:
+        """All settings by k, from the cheapest on."""
+        return self._settings
+
+
+class Choice:
+    """Which setting a search takes, for what its caller asks.
+
+    Parameters
+    ----------
+    promise : Promise, optional
+        What was measured.
+    name : str
+        The index, for messages.
+    n, nlist, lists_per_row : int
+        Of the index.
+    """
+
+    def __init__(self, promise: Promise | None, *, name: str, n: int, nlist: int, lists_per_row: int) -> None:
+        self.promise, self._name = promise, name
+        self._n, self._nlist = n, nlist
+        self.default_nprobe = min(nlist, max(1, 2 * math.isqrt(nlist) // lists_per_row))
+
+    def settings(
+        self,
+        k: int,
+        *,
+        recall: float | None = None,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filtered: bool = False,
+    ) -> tuple[int, int]:
+        """``(nprobe, rerank)``; warns where no setting keeps the recall.
+
+        Recall was measured without a filter: a ``filtered`` search looks at least as far as where nothing
+        was measured, which is what searches under filters were tried with.
+
+        Raises
+        ------
+        ArgumentError
+            A number is out of its range, recall and nprobe are both given, or nothing was measured.
+        """
+        check_at_least("k", k, 1)
+        if rerank is not None:
+            check_at_least("rerank", rerank, 0)
+        if nprobe is not None:
+            check_at_least("nprobe", nprobe, 1)
+        if recall is not None:
+            _check_recall(recall, nprobe)
+            if recall == 1:
+                return self._nlist, self._n if rerank is None else rerank
+        if nprobe is None and self.promise is not None:
+            wanted = DEFAULT_RECALL if recall is None else recall
+            setting, kept = self.promise.setting(wanted, k)
+            if not kept and rerank != 0:
+                self._warn(self.promise, wanted, k)
+            nprobe, candidates = setting.nprobe, setting.candidates
+            if filtered:
+                nprobe = max(nprobe, self.default_nprobe)
+                candidates = max(candidates, default_rerank(k))
+            return nprobe, candidates if rerank is None else rerank
+        if nprobe is None and recall is not None:
+            raise ArgumentError(
+                f"{self._name} has no measured recall to choose by",
+                kind="recall",
+                hint="Name nprobe and rerank; `ooc eval` shows what they bring.",
+            )
+        nprobe = min(nprobe or self.default_nprobe, self._nlist)
+        return nprobe, default_rerank(k) if rerank is None else rerank
+
+    def _warn(self, promise: Promise, wanted: float, k: int) -> None:
+        if k > max(TABLED_K):
+            text = f"recall was measured up to k = {max(TABLED_K)}: at k = {k} none is promised"
+        else:
+            text = (
+                f"no setting of {self._name} was measured to keep a recall of {wanted:g} at k = {k}: "
+                f"the best keeps {promise.most(k):.3f}; recall=1 compares all rows"
+            )
+        warnings.warn(RecallWarning(text), stacklevel=2)
+
+    def defaults(self) -> dict[str, int]:
+        """``nprobe`` and ``rerank`` of a search for ten rows that asks for nothing."""
+        if self.promise is None:
+            return {"nprobe": self.default_nprobe, "rerank": default_rerank(10)}
+        setting, _ = self.promise.setting(DEFAULT_RECALL, 10)
+        return {"nprobe": setting.nprobe, "rerank": setting.candidates}
+
+    def table(self) -> dict[str, Any] | None:
+        """What is promised, JSON-ready: by k, the setting for each of a few recalls; None: nothing."""
+        if self.promise is None:
+            return None
+        promise = self.promise
+        lines = [
+            {"k": k, "target": target, "kept": kept, **asdict(setting)}
+            for k in promise.settings()
+            for target in _SHOWN
+            for setting, kept in [promise.setting(target, k)]
+        ]
+        return {"queries": promise.queries, "confidence": CONFIDENCE, "settings": lines}
+
+
+def default_rerank(k: int) -> int:
+    """Candidates re-ranked where nothing was measured: ``10 k``, and at least 100."""
+    return max(100, 10 * k)
+
+
+def _check_recall(recall: float, nprobe: int | None) -> None:
+    number: object = recall
+    if isinstance(number, bool) or not isinstance(number, int | float | np.floating) or not 0 < recall <= 1:
+        raise ArgumentError(f"recall must be above 0 and at most 1, not {recall!r}", kind="recall")
+    if nprobe is not None:
+        raise ArgumentError(
+            "recall and nprobe are both given: a recall chooses nprobe",
+            kind="recall",
+            hint="Leave one of the two out.",
+        )
+
+
+def lower(met: AnyArray, lost: AnyArray, *, k: int) -> AnyArray:
+    """A lower bound of ``met.mean() - lost.mean(axis=0)``, of queries of this kind.
+
+    The normal one, with one query more in each variance, which found nothing, or of which one neighbour was
+    lost: of few queries that found everything the variance says too little.
+
+    Parameters
+    ----------
+    met : (q,) float
+        The share of the neighbours of each query that lies in probed lists.
+    lost : (s, c) float
+        The share that is in probed lists and whose code was missed, of some of the queries, at c settings.
+    """
+    first = np.append(met, 0.0).var() / len(met)
+    second = np.concatenate((lost, np.full((1, lost.shape[1]), 1 / k))).var(axis=0) / len(lost)
+    bound: AnyArray = met.mean() - lost.mean(axis=0) - _Z * np.sqrt(first + second)
+    return np.clip(bound, 0, 1)

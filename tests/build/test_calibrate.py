@@ -1,0 +1,246 @@
+"""The recall that a build measures: true neighbours found while filling, and a table that holds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ooc
+from ooc.build.calibrate import _rank_at, _ranks, _Scan
+from ooc.build.shards import shards_done
+from ooc.build.sweep import Sweep
+from ooc.build.witness import DEEP, NEAR, Witnesses, neighbours_found
+from ooc.durable import read_json
+from ooc.index.layout import BuildLayout
+from ooc.types import FloatArray, Metric
+from tests.helpers import embeddings, exact_search, recall
+
+METRICS: tuple[Metric, ...] = ("l2", "ip", "cosine")
+WIDE = 300
+
+
+@pytest.fixture(scope="module")
+def wide() -> FloatArray:
+    """12 000 rows of enough dimensions for few directions to be looked at first."""
+    return embeddings(12_000, WIDE)
+
+
+def build_layout(index: Path) -> BuildLayout:
+    (root,) = (index / "build").iterdir()
+    return BuildLayout(root)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_neighbours_found_while_filling_are_the_true_ones(
+    wide: FloatArray, tmp_path: Path, metric: Metric
+) -> None:
+    store, index = tmp_path / "x.npy", tmp_path / "i.ooc"
+    np.save(store, wide)
+    ooc.train(store, index, metric=metric, factory="IVF32,SQ8", shard_rows=4096)
+    # By several processes, as it were: each knows of what was on disk when it began.
+    ooc.fill(store, index, shards=[1])
+    ooc.fill(store, index, shards=[0, 2])
+    build = build_layout(index)
+    witnesses = Witnesses.load(build)
+    assert witnesses is not None
+    assert (len(witnesses.own), witnesses.deep) == (1375, 375)
+    nearest = neighbours_found(shards_done(build), witnesses.depth, 1)
+    for own, group, some in (
+        (witnesses.own[375:], NEAR, slice(375, None)),
+        (witnesses.own[:375], DEEP, slice(0, 375)),
+    ):
+        distances, ids = ooc.exact(store, metric=metric, rows=own, k=group.depth)
+        if group.every > 1:  # of every so-manieth row alone
+            queries = np.load(store, mmap_mode="r")[own]
+            there = np.where(own % group.every == 0, own // group.every, -1)
+            rows = np.ascontiguousarray(wide[:: group.every])
+            distances, ids = ooc.exact(rows, queries, metric=metric, rows=there, k=group.depth)
+            ids *= group.every
+        found = nearest.rows[some, : group.depth]
+        assert (found == ids).mean() > 0.999  # rows that are equally near but for rounding
+        keys = distances if metric == "l2" else -distances
+        np.testing.assert_allclose(nearest.keys[some, : group.depth], keys, rtol=1e-4, atol=1e-5)
+        assert (nearest.rows[some, group.depth :] == -1).all()
+    ooc.merge(store, index)
+    with ooc.open_index(index) as opened:
+        lists = {int(i): number for number in range(32) for i in opened._opened().ids(np.array([number]))}
+    assert all(lists[int(r)] == n for r, n in zip(found[:, 0], nearest.lists[some, 0, 0], strict=True))
+
+
+def directions(x: FloatArray) -> FloatArray:
+    """The 40 in which rows have most of their length."""
+    return np.ascontiguousarray(np.linalg.svd(x, full_matrices=False)[2][:40].T)
+
+
+@given(
+    metric=st.sampled_from(("l2", "ip")),
+    k=st.integers(1, 30),
+    every=st.sampled_from([1, 4]),
+    scale=st.sampled_from([1e-3, 1.0, 1e6]),
+    decay=st.sampled_from([0.0, 0.5, 2.0]),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_sweep_by_few_directions_finds_what_all_dimensions_do(
+    metric: Metric, k: int, every: int, scale: float, decay: float, order: Any
+) -> None:
+    rng = np.random.default_rng(k)
+    spectrum = scale * np.arange(1, WIDE + 1) ** -decay
+    x = ((rng.standard_normal((3000, WIDE)) + 0.3) * spectrum).astype(np.float32)
+    x[7] = x[5]
+    x[11] = np.nan
+    xq = x[rng.choice(np.arange(20, 3000), 50, replace=False)] * np.float32(1.01)
+    own = np.full(50, -1)
+    own[3] = 8
+    wide, narrow = (Sweep(xq, k, metric, own, basis=basis) for basis in (None, directions(x[20:])))
+    starts = list(range(0, len(x), 500))
+    for sweep in (wide, narrow):
+        order.shuffle(starts)
+        for start in starts:
+            block = x[start : start + 500 : every]
+            bad = np.flatnonzero(np.isnan(block[:, 0]))
+            sweep.take(sweep.look_at(start, np.nan_to_num(block), bad, every=every))
+    assert (wide.result()[1][3] != 8).all()
+    assert (wide.result()[1] % every == 0)[wide.result()[1] >= 0].all()
+    for one, other in zip(wide.result(), narrow.result(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_few_directions_rule_most_rows_out(wide: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    exact = Sweep._exact
+    monkeypatch.setattr(
+        Sweep, "_exact", lambda self, query, *rest: compared.append(len(query)) or exact(self, query, *rest)
+    )
+    sweep = Sweep(np.ascontiguousarray(wide[:100]), 10, "l2", np.arange(100), basis=directions(wide))
+    for start in range(0, len(wide), 1000):
+        sweep.take(sweep.look(start, wide[start : start + 1000]))
+    assert sum(compared[6:]) < 0.05 * 100 * 6000
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_promised_recall_holds_for_rows_that_were_no_witnesses(
+    wide: FloatArray, tmp_path: Path, metric: Metric
+) -> None:
+    index = tmp_path / "i.ooc"
+    ooc.build(wide, index, metric=metric, copy_vectors="always", factory="HR,IVF128,RaBitQ")
+    rows = np.setdiff1d(np.arange(0, len(wide), 11), Witnesses.draw(_store(wide), _plan(wide, metric)).own)
+    for k in (1, 10, 100):
+        _, truth = ooc.exact(wide, rows=rows, k=k, metric=metric)
+        for target in (0.8, 0.9, 0.95, 0.99):
+            with ooc.open_index(index) as opened:
+                setting, kept = opened.promise.setting(target, k)
+                _, ids = opened.search(
+                    wide[rows], k + 1, nprobe=setting.nprobe, rerank=max(setting.candidates, k + 1)
+                )
+            got = recall(_without(ids, rows, k), truth)
+            assert kept
+            assert setting.low >= target
+            # Both are measured, by some hundred queries.
+            error = 0.05 if k == 1 else 0.04
+            assert abs(got - setting.recall) < error
+            assert got > target - error
+
+
+def _without(ids: Any, own: Any, k: int) -> Any:
+    order = np.argsort(ids == own[:, None], axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(ids, order, axis=1)
+
+
+def _store(x: FloatArray) -> ooc.Store:
+    return ooc.open_store(x)
+
+
+def _plan(x: FloatArray, metric: Metric) -> ooc.Plan:
+    return ooc.plan(x, metric=metric, factory="HR,IVF128,RaBitQ")
+
+
+def test_more_bytes_keep_more_recall(wide: FloatArray, tmp_path: Path) -> None:
+    index = tmp_path / "i.ooc"
+    ooc.build(wide, index, copy_vectors="always", spill="on")
+    with ooc.open_index(index) as opened:
+        promise = opened.promise
+        assert promise is not None
+        assert set(promise.settings()) == {1, 10, 100}
+        for k, lines in promise.settings().items():
+            costs = [line.list_bytes + line.row_bytes for line in lines]
+            assert costs == sorted(costs)
+            assert all(a.low < b.low for a, b in itertools.pairwise(lines))
+            assert all(k <= line.candidates and 1 <= line.nprobe <= opened.nlist for line in lines)
+            assert all(0 <= line.low <= line.recall <= 1 for line in lines)
+            assert lines[-1].low > 0.97
+
+
+def test_an_interrupted_build_measures_the_same(wide: FloatArray, tmp_path: Path) -> None:
+    store = tmp_path / "x.npy"
+    np.save(store, wide)
+    ooc.build(store, tmp_path / "a.ooc", threads=1)
+    stop = threading.Event()
+
+    def observer(event: ooc.events.Event) -> None:
+        if isinstance(event, ooc.events.Progress) and event.stage in ("fill", "calibrate"):
+            stop.set()
+
+    for _ in range(2):  # once while filling, once while calibrating
+        with pytest.raises(ooc.Stopped):
+            ooc.build(store, tmp_path / "b.ooc", shard_rows=2048, observer=observer, stop=stop)
+        stop.clear()
+    ooc.build(store, tmp_path / "b.ooc", threads=3)
+    one, other = (
+        read_json(tmp_path / name / "generations" / "1.json", what="it") for name in ("a.ooc", "b.ooc")
+    )
+    assert one["calibration"]["settings"]["10"]
+    assert json.dumps(one["calibration"]) == json.dumps(other["calibration"])
+
+
+def test_few_rows_and_equal_rows(tmp_path: Path) -> None:
+    x = np.ones((40, 8), np.float32)
+    ooc.build(x, tmp_path / "i.ooc", copy_vectors="always")
+    with ooc.open_index(tmp_path / "i.ooc") as opened:
+        assert opened.promise is not None
+        assert set(opened.promise.settings()) == {1, 10}
+        assert (opened.search(x[:2], 3)[0] == 0).all()
+    ooc.build(x[:1], tmp_path / "one.ooc", copy_vectors="always")
+    with ooc.open_index(tmp_path / "one.ooc") as opened:
+        assert opened.search(x[:2], 3)[1].tolist() == [[0, -1, -1]] * 2
+
+
+def test_rows_that_are_left_out_are_no_witnesses(tmp_path: Path) -> None:
+    x = embeddings(3000, 16)
+    x[::3] = np.nan
+    x[1::3] = 0
+    ooc.build(x, tmp_path / "i.ooc", copy_vectors="always", on_bad="skip", metric="cosine")
+    with ooc.open_index(tmp_path / "i.ooc") as opened:
+        promise = opened.promise
+        assert promise is not None
+        assert 380 < promise.queries < 540
+        truth = exact_search(x[2::3], x[2:300:3], 10, "cosine")[1] * 3 + 2
+        assert recall(opened.search(x[2:300:3], 10, recall=0.99)[1], truth) > 0.97
+
+
+def test_ranks_are_places() -> None:
+    ids = np.array([[5, 3, 9, -1], [2, 5, -1, -1]])
+    truth = np.array([[9, 5, 4], [5, -1, 9]])
+    rank = _ranks(ids, truth)
+    assert rank[0, :2].tolist() == [2, 0]
+    assert rank[1, 0] == 1
+    assert (rank[[0, 1, 1], [2, 1, 2]] > 10**9).all()
+
+
+def test_ranks_between_scans_lie_between() -> None:
+    far = np.iinfo(np.int64).max // 2
+    scans = [_Scan(nprobe=4, rank=np.array([[0, 10, far]])), _Scan(nprobe=8, rank=np.array([[0, 40, 7]]))]
+    within = np.array([[1, 2, 6]])
+    between = _rank_at(6, within, scans)[0]
+    assert between[0] == 0
+    assert 10 < between[1] < 40
+    assert between[2] == 7
+    beyond = _rank_at(32, within, scans)[0]
+    assert beyond[1] > 40

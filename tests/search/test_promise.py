@@ -1,0 +1,135 @@
+"""What a caller asks of recall, and what a search does about it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ooc
+from ooc.durable import read_json
+from ooc.types import FloatArray
+from tests.helpers import exact_search
+
+
+@pytest.fixture(scope="module")
+def path(x: FloatArray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = tmp_path_factory.mktemp("promise") / "i.ooc"
+    ooc.build(x, index, copy_vectors="always", factory="IVF64,EDEN2")
+    return index
+
+
+@pytest.fixture
+def index(path: Path) -> Iterator[ooc.Index]:
+    with ooc.open_index(path) as opened:
+        yield opened
+
+
+def test_the_default_is_a_recall_of_95(index: ooc.Index, xq: FloatArray) -> None:
+    assert index.settings(10) == index.settings(10, recall=0.95)
+    for one, other in zip(index.search(xq), index.search(xq, 10, recall=0.95), strict=True):
+        np.testing.assert_array_equal(one, other)
+    asked = index.explain(xq, recall=0.9)
+    assert (asked.nprobe, asked.rerank) == index.settings(10, recall=0.9)
+
+
+def test_more_recall_takes_more(index: ooc.Index) -> None:
+    assert index.promise is not None
+    settings = [index.promise.setting(recall, 10)[0] for recall in (0.5, 0.8, 0.9, 0.95, 0.99)]
+    costs = [setting.list_bytes + setting.row_bytes for setting in settings]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+
+
+def test_recall_1_compares_all_rows(index: ooc.Index, x: FloatArray, xq: FloatArray) -> None:
+    expected = exact_search(x, xq, 10, "l2")[1]
+    assert (index.search(xq, 10, recall=1)[1] == expected).mean() > 0.999
+    assert index.settings(10, recall=1.0) == (index.nlist, index.n)
+
+
+@pytest.mark.parametrize(("k", "tabled"), [(1, 1), (2, 10), (10, 10), (11, 100), (100, 100)])
+def test_between_the_k_that_were_measured_the_next_larger_counts(
+    index: ooc.Index, k: int, tabled: int
+) -> None:
+    assert index.settings(k, recall=0.9) == index.settings(tabled, recall=0.9)
+
+
+def test_beyond_the_largest_k_candidates_grow_and_nothing_is_promised(index: ooc.Index) -> None:
+    nprobe, rerank = index.settings(100)
+    with pytest.warns(ooc.RecallWarning, match="k = 250"):
+        assert index.settings(250) == (nprobe, int(np.ceil(2.5 * rerank)))
+
+
+def test_a_recall_that_nothing_keeps_is_said(index: ooc.Index, xq: FloatArray) -> None:
+    with pytest.warns(ooc.RecallWarning, match=r"0\.9999.*keeps 0\.\d+.*recall=1"):
+        index.search(xq, 10, recall=0.9999)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.search(xq, 10, recall=0.9999, rerank=0)  # of codes alone nothing is promised anyway
+
+
+def test_candidates_may_be_named_beside_a_recall(index: ooc.Index) -> None:
+    assert index.settings(10, recall=0.9, rerank=77) == (index.settings(10, recall=0.9)[0], 77)
+    assert index.settings(10, nprobe=7) == (7, 100)
+    assert index.settings(10, nprobe=10**6, rerank=0) == (64, 0)
+
+
+@pytest.mark.parametrize("recall", [0, -0.1, 1.01, float("nan"), True, "0.9"])
+def test_a_recall_is_above_0_and_at_most_1(index: ooc.Index, xq: FloatArray, recall: Any) -> None:
+    with pytest.raises(ooc.ArgumentError, match="above 0 and at most 1"):
+        index.search(xq, recall=recall)
+
+
+def test_recall_and_nprobe_are_not_given_together(index: ooc.Index, xq: FloatArray) -> None:
+    with pytest.raises(ooc.ArgumentError, match="both given"):
+        index.search(xq, recall=0.9, nprobe=3)
+
+
+def test_an_index_without_a_table_has_the_old_defaults(path: Path, xq: FloatArray, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "i.ooc"
+    shutil.copytree(path, copy)
+    file = copy / "generations" / "1.json"
+    record = read_json(file, what="it")
+    for calibration in ({}, {"queries": "x"}, {"queries": 1, "scanned": 1, "settings": {"10": [[1]]}}):
+        file.write_text(json.dumps({**record, "calibration": calibration}))
+        if calibration:
+            with pytest.raises(ooc.IndexDirError, match="damaged"):
+                ooc.open_index(copy)
+            continue
+        with ooc.open_index(copy) as index:
+            assert index.promise is None
+            assert index.settings(10) == (16, 100)
+            assert index.info()["recall"] is None
+            index.search(xq)
+            with pytest.raises(ooc.ArgumentError, match="no measured recall"):
+                index.search(xq, recall=0.9)
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ooc", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_takes_a_recall(path: Path, xq: FloatArray, tmp_path: Path) -> None:
+    queries = tmp_path / "q.npy"
+    np.save(queries, xq)
+    done = run("search", path, queries, "--recall", "0.8", "--json")
+    assert done.returncode == 0, done.stderr
+    with ooc.open_index(path) as index:
+        record = json.loads(done.stdout)
+        assert (record["nprobe"], record["rerank"]) == index.settings(10, recall=0.8)
+    done = run("search", path, queries, "--recall", "0.9999", "--out", tmp_path / "h.npz", "--quiet")
+    assert done.returncode == 0
+    assert done.stderr.count("warning: no setting of") == 1
+    done = run("search", path, queries, "--recall", "0.9", "--nprobe", "3")
+    assert done.returncode == 2
+    assert "Recall" in run("info", path).stdout

@@ -31,6 +31,7 @@ def build(
     spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
+    queries: StoreLike | None = None,
     scratch: PathOrStr | None = None,
     workers: int = 1,
     progress: bool = False,
@@ -43,7 +44,7 @@ def build(
     ----------
     store, memory, metric, factory, seed, shard_rows, threads
         As for ``ooc.plan``.
-    copy_vectors, copy_dtype, spill, on_bad, template
+    copy_vectors, copy_dtype, spill, on_bad, template, queries
         As for ``ooc.plan``. A build may go on under another budget or number of threads; the index
         is the same.
     index : path
@@ -95,6 +96,7 @@ def build(
         spill=spill,
         on_bad=on_bad,
         template=template,
+        queries=queries,
     )
     with observer_for(progress) as display:
         return run(
@@ -123,6 +125,7 @@ def train(
     spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
+    queries: StoreLike | None = None,
     scratch: PathOrStr | None = None,
     observer: Observer | None = None,
     stop: threading.Event | None = None,
@@ -153,6 +156,7 @@ def train(
         spill=spill,
         on_bad=on_bad,
         template=template,
+        queries=queries,
     )
     return run(store, index, options, scratch=scratch, observer=observer, stop=stop)
 

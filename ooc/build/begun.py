@@ -179,7 +179,13 @@ def plan_as_begun(
         on_bad=before.on_bad,
     )
     plan = plan_store(store, options, n=before.n, trained=True)
-    plan = dataclasses.replace(plan, sample_rows=before.sample_rows, template=before.template)
+    plan = dataclasses.replace(
+        plan,
+        sample_rows=before.sample_rows,
+        template=before.template,
+        witnesses=before.witnesses,
+        queries=before.queries,
+    )
     _see_same(store, layout, plan.identity, before.identity)
     return plan
 

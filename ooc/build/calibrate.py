@@ -72,9 +72,10 @@ def calibrate(
     Returns
     -------
     dict
-        ``queries`` and ``scanned``: how many witnesses. ``settings``: by k (text), lists of ``nprobe``,
-        ``candidates``, ``recall``, its lower bound, and bytes of lists and rows that a query reads; those
-        that recall more than all cheaper ones, from the cheapest on. Empty where there are no witnesses.
+        ``by``: what was asked, ``"rows"`` or ``"queries"``. ``queries`` and ``scanned``: how many witnesses.
+        ``settings``: by k (text), lines of ``nprobe``, ``candidates``, ``recall``, its lower bound, and
+        bytes of lists and rows that a query reads; those that recall more than all cheaper ones, from the
+        cheapest on. Empty where there are no witnesses.
     """
     queries = len(witnesses.x)
     if not queries:
@@ -89,7 +90,8 @@ def calibrate(
             for measured in _measured(steps, within, some, scans, nearest, witnesses.deep, plan.n)
         }
         at.figures.update(queries=queries, scanned=len(some))
-    return {"queries": queries, "scanned": len(some), "settings": settings}
+    by = "queries" if plan.queries else "rows"
+    return {"by": by, "queries": queries, "scanned": len(some), "settings": settings}
 
 
 def _grid(last: int) -> IntArray:

@@ -29,7 +29,7 @@ from ooc.build.train import Template
 from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.durable import DurableFile, make_directory, write_bytes, write_json
-from ooc.errors import DataError, Stopped
+from ooc.errors import DataError, IndexDirError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import BuildLayout
 from ooc.index.lists import write_sorted
@@ -199,6 +199,12 @@ def report(shards: list[Shard], at: Stage, *, whole: bool) -> dict[str, int]:
 
 def _neighbours(store: Store, plan: Plan, build: BuildLayout, template: Template) -> Neighbours:
     witnesses = Witnesses.load(build)
+    if witnesses is None and plan.queries:
+        raise IndexDirError(
+            f"{build.witnesses} is missing: it held the queries by which recall is to be measured",
+            kind="index-damaged",
+            hint="Run the `ooc train` or `ooc build` that began this again: it writes them anew.",
+        )
     if witnesses is None:  # whoever comes first draws them, and any would draw the same
         witnesses = Witnesses.draw(store, plan)
         witnesses.save(build)

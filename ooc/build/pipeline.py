@@ -302,6 +302,8 @@ class _Run:
                 sample(self._store, plan, build.sample, observer=self._emit, stop=self._stop)
         self._template = train_template(build.sample, plan, self.layout, observer=self._emit, stop=self._stop)
         build.sample.unlink(missing_ok=True)
+        if options.queries is not None and not build.witnesses.exists():
+            Witnesses.of(options.queries, plan).save(build)
 
     def _trained(self, plan: Plan) -> Template:
         self._template = self._template or load_template(self.layout, plan)

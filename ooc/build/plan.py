@@ -21,6 +21,7 @@ import numpy as np
 
 from ooc import engine
 from ooc.build.factory import parse_factory
+from ooc.build.given import fingerprint, read_queries
 from ooc.build.reuse import reusable
 from ooc.build.sizes import Sizes, copied_dtype
 from ooc.errors import ArgumentError, PlanError, ResourceError
@@ -75,7 +76,9 @@ class Plan:
     copy_dtype : str
         Of the index's own rows: ``"store"``, ``"float16"`` or ``"int8"``.
     witnesses : int
-        Rows whose true neighbours are found while filling, by which recall is measured.
+        Rows, or queries, whose true neighbours are found while filling, by which recall is measured.
+    queries : str
+        Fingerprint of the queries by which recall is measured; empty where rows of the store are.
     """
 
     store: str
@@ -105,6 +108,7 @@ class Plan:
     template: str = ""
     copy_dtype: CopyDtype = "store"
     witnesses: int = 0
+    queries: str = ""
 
     @property
     def digest(self) -> str:
@@ -115,8 +119,9 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of the index."""
         reused = {"template": self.template} if self.template else {}
+        asked = {"queries": self.queries} if self.queries else {}
         copied = {"copy_dtype": self.copy_dtype} if self.copy_dtype != "store" else {}
-        return {key: getattr(self, key) for key in _IDENTITY} | reused | copied
+        return {key: getattr(self, key) for key in _IDENTITY} | reused | asked | copied
 
     @property
     def features(self) -> frozenset[str]:
@@ -186,6 +191,7 @@ def plan(
     spill: Spill = "off",
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
+    queries: StoreLike | None = None,
     index: PathOrStr | None = None,
 ) -> Plan:
     """What building an index of a store will do and cost. Nothing is written.
@@ -223,6 +229,9 @@ def plan(
     template : path, optional
         An index whose trained template is reused; nothing is trained then. Its code, lists and seed
         are this plan's.
+    queries : store, optional
+        Queries of the kind that will be asked, by which recall is measured; default: rows of the store
+        itself, which tell nothing of queries that are unlike them. Some hundred are used.
     index : path, optional
         Where the index shall be: its disk is checked for room.
 
@@ -251,6 +260,7 @@ def plan(
         spill=spill,
         on_bad=on_bad,
         template=template,
+        queries=queries,
     )
     with open_store(store) as opened:
         result = plan_store(opened, options)
@@ -274,6 +284,7 @@ class Options:
     spill: Spill = "off"
     on_bad: OnBad = "stop"
     template: PathOrStr | None = None
+    queries: StoreLike | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -325,6 +336,9 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         )
     sizes = Sizes(store=opened, n=n, factory=made, threads=threads, spill=spill, trained=trained)
     block_rows, shard_rows = sizes.fit(memory_bytes, options.shard_rows)
+    given = None
+    if options.queries is not None:
+        given = read_queries(options.queries, d=opened.d, metric=options.metric, count=sizes.most_witnesses)
     return Plan(
         store=opened.uri,
         store_format=opened.format,
@@ -352,7 +366,8 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         index_bytes=sizes.on_disk(copy_dtype if copies else None),
         scratch_bytes=sizes.scratch(),
         template="" if reused is None else reused.digest,
-        witnesses=sizes.witnesses,
+        witnesses=sizes.witnesses if given is None else len(given),
+        queries="" if given is None else fingerprint(given),
     )
 
 

@@ -133,8 +133,12 @@ class Sizes:
 
     @property
     def witnesses(self) -> int:
+        return min(self.n, self.most_witnesses)
+
+    @property
+    def most_witnesses(self) -> int:
         times: float = min(np.sqrt(_WITNESSES_OF / self.n), _WITNESSES_TIMES)
-        return min(self.n, round(_WITNESSES * max(times, 1)))
+        return round(_WITNESSES * max(times, 1))
 
     def _near(self) -> int:
         # Witnesses and what is known of them; and what a thread takes for a block of rows.

@@ -1,8 +1,9 @@
 """Witnesses: queries whose true neighbours are found on the pass that fills the shards.
 
-They are rows drawn from the store, each left out of its own answer. What a search finds of their neighbours
-is what ``ooc.build.calibrate`` measures. Each shard keeps, beside its lists, the rows of it that may be among
-the nearest; what is nearest of all is known when all shards are there, whichever process filled them.
+They are rows drawn from the store, each left out of its own answer, or queries of the caller's. What a search
+finds of their neighbours is what ``ooc.build.calibrate`` measures. Each shard keeps, beside its lists, the
+rows of it that may be among the nearest; what is nearest of all is known when all shards are there,
+whichever process filled them.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from ooc.build.given import fingerprint, read_queries
 from ooc.build.plan import Plan
 from ooc.build.rows import Prepared, prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Shard
 from ooc.build.sweep import Found, Sweep
 from ooc.durable import write_bytes
-from ooc.errors import IndexDirError
+from ooc.errors import ConflictError, IndexDirError
 from ooc.index.layout import BuildLayout
 from ooc.stores.base import Store
-from ooc.types import AnyArray, FloatArray, IntArray, Metric
+from ooc.types import AnyArray, FloatArray, IntArray, Metric, StoreLike
 
 __all__ = ["DEEP", "Group", "Nearest", "Neighbours", "Witnesses", "neighbours_found"]
 
@@ -49,7 +51,7 @@ _DEEP_SHARE = 3 / 11
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witnesses:
-    """Queries ``x`` ``(q, d)`` float32, prepared for the metric; ``own`` ``(q,)``: the row each is.
+    """Queries ``x`` ``(q, d)`` float32, prepared for the metric; ``own`` ``(q,)``: the row each is, or -1.
 
     ``deep`` of them, the first, tell of the hundred nearest rows, the others of the ten nearest.
     """
@@ -92,6 +94,25 @@ class Witnesses:
             good &= prepared.x.any(axis=1)
         x = np.ascontiguousarray(prepared.x[good], dtype=np.float32)
         return cls(own=rows[good], x=x, deep=int(good[:deep].sum()))
+
+    @classmethod
+    def of(cls, queries: StoreLike, plan: Plan) -> Witnesses:
+        """Queries of the caller's.
+
+        Raises
+        ------
+        StoreError, DataError
+            As ``ooc.build.given.read_queries``.
+        ConflictError
+            They are not those that the plan was made with.
+        """
+        x = read_queries(queries, d=plan.d, metric=plan.metric, count=plan.witnesses)
+        if fingerprint(x) != plan.queries:
+            raise ConflictError("the queries were changed since the build was planned", kind="store-changed")
+        # Those that tell of a hundred rows are spread over all.
+        order = np.random.default_rng([plan.seed, len(x), 2]).permutation(len(x))
+        deep = round(_DEEP_SHARE * len(x))
+        return cls(own=np.full(len(x), -1, np.int64), x=np.ascontiguousarray(x[order]), deep=deep)
 
     @classmethod
     def load(cls, build: BuildLayout) -> Witnesses | None:

@@ -119,9 +119,11 @@ def _recall(table: Mapping[str, Any] | None) -> list[str]:
                 format_bytes(line["row_bytes"]),
             )
         )
-    said = (
-        f"  measured with {format_count(table['queries'])} rows as queries, each left out of its own answer"
-    )
+    count = format_count(table["queries"])
+    if table["by"] == "rows":
+        said = f"  measured with {count} rows of the store, each left out of its own answer"
+    else:
+        said = f"  measured with {count} queries that were given"
     return [heading("Recall"), *aligned(lines, right=(0, 1, 2, 3, 4, 5)), said, ""]
 
 

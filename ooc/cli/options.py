@@ -121,6 +121,12 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         metavar="INDEX",
         help="reuse the trained template of this index, its code and its lists; nothing is trained then",
     )
+    add(
+        "--queries",
+        metavar="QUERIES",
+        help="queries of the kind that will be asked, by which recall is measured: any store "
+        "(default: rows of STORE)",
+    )
 
 
 def add_scratch(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +152,7 @@ def plan_options(args: argparse.Namespace) -> dict[str, Any]:
         "spill",
         "on_bad",
         "template",
+        "queries",
     )
     return {name: getattr(args, name) for name in names}
 

@@ -76,10 +76,13 @@ class Promise:
     ----------
     queries, scanned : int
         Witnesses, and those of them whose lists were scanned.
+    by : str
+        What they are: ``"rows"`` of the store, or ``"queries"`` that were given.
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.queries, self.scanned = int(record["queries"]), int(record["scanned"])
+        self.by = str(record["by"])
         names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes")
         self._settings = {
             int(k): [Setting(**dict(zip(names, line, strict=True))) for line in lines]
@@ -233,7 +236,7 @@ class Choice:
             for target in _SHOWN
             for setting, kept in [promise.setting(target, k)]
         ]
-        return {"queries": promise.queries, "confidence": CONFIDENCE, "settings": lines}
+        return {"by": promise.by, "queries": promise.queries, "confidence": CONFIDENCE, "settings": lines}
 
 
 def default_rerank(k: int) -> int:

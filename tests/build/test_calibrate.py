@@ -244,3 +244,55 @@ def test_ranks_between_scans_lie_between() -> None:
     assert between[2] == 7
     beyond = _rank_at(32, within, scans)[0]
     assert beyond[1] > 40
+
+
+def test_recall_is_measured_by_queries_where_they_are_given(wide: FloatArray, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    # Unlike the rows: between topics.
+    queries = (wide[rng.choice(12_000, 1400)] + wide[rng.choice(12_000, 1400)]).astype(np.float32) / 2
+    given, held = queries[:700], queries[700:]
+    store = tmp_path / "x.npy"
+    np.save(store, wide)
+    ooc.build(store, tmp_path / "rows.ooc", factory="HR,IVF128,RaBitQ")
+    ooc.build(store, tmp_path / "asked.ooc", factory="HR,IVF128,RaBitQ", queries=given)
+    _, truth = ooc.exact(store, held, k=10)
+    with ooc.open_index(tmp_path / "rows.ooc") as rows, ooc.open_index(tmp_path / "asked.ooc") as asked:
+        assert rows.promise is not None
+        assert asked.promise is not None
+        assert (rows.promise.by, asked.promise.by, asked.promise.queries) == ("rows", "queries", 700)
+        for target in (0.8, 0.95):
+            got = recall(asked.search(held, recall=target)[1], truth)
+            assert got > target - 0.02
+            assert recall(rows.search(held, recall=target)[1], truth) < got
+    assert ooc.build(store, tmp_path / "asked.ooc", factory="HR,IVF128,RaBitQ", queries=given)[
+        "already_built"
+    ]
+    with pytest.raises(ooc.ConflictError, match="queries"):
+        ooc.build(store, tmp_path / "asked.ooc", factory="HR,IVF128,RaBitQ", queries=held)
+
+
+def test_given_queries_go_with_a_build_in_stages(wide: FloatArray, tmp_path: Path) -> None:
+    store, queries, index = tmp_path / "x.npy", tmp_path / "q.npy", tmp_path / "i.ooc"
+    np.save(store, wide)
+    np.save(queries, wide[:50] * 2)
+    ooc.train(store, index, queries=queries)
+    ooc.fill(store, index)
+    ooc.merge(store, index)
+    ooc.build(store, tmp_path / "j.ooc", queries=queries, workers=2)
+    one, other = (
+        read_json(tmp_path / name / "generations" / "1.json", what="it") for name in ("i.ooc", "j.ooc")
+    )
+    assert one["calibration"] == other["calibration"]
+    assert one["calibration"]["by"] == "queries"
+
+
+@pytest.mark.parametrize(
+    ("queries", "said"),
+    [(np.ones((5, 7)), "7 dimensions, and the rows 300"), (np.full((5, WIDE), np.nan), "query 0 .* NaN")],
+)
+def test_given_queries_that_cannot_be_used(
+    wide: FloatArray, tmp_path: Path, queries: FloatArray, said: str
+) -> None:
+    with pytest.raises(ooc.DataError, match=said):
+        ooc.build(wide, tmp_path / "i.ooc", queries=queries)
+    assert not (tmp_path / "i.ooc").exists()

@@ -99,7 +99,11 @@ def test_an_index_without_a_table_has_the_old_defaults(path: Path, xq: FloatArra
     shutil.copytree(path, copy)
     file = copy / "generations" / "1.json"
     record = read_json(file, what="it")
-    for calibration in ({}, {"queries": "x"}, {"queries": 1, "scanned": 1, "settings": {"10": [[1]]}}):
+    for calibration in (
+        {},
+        {"queries": "x"},
+        {"by": "rows", "queries": 1, "scanned": 1, "settings": {"10": [[1]]}},
+    ):
         file.write_text(json.dumps({**record, "calibration": calibration}))
         if calibration:
             with pytest.raises(ooc.IndexDirError, match="damaged"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -113,25 +113,44 @@ class Promise:
     def setting(self, recall: float, k: int) -> tuple[Setting, bool]:
         """The cheapest setting that keeps ``recall`` at ``k`` results, and whether any does.
 
-        For a ``k`` that was not measured the next larger one that was counts; beyond the largest, candidates
-        grow in proportion, and nothing is promised. Where no setting keeps the recall it is the best one.
+        For a ``k`` between two that were measured the setting lies between theirs, in proportion to the
+        logarithm of ``k``; beyond the largest, candidates grow in proportion, and nothing is promised. Where
+        no setting keeps the recall it is the best one.
         """
         known = sorted(self._settings)
-        tabled = next((one for one in known if one >= k), known[-1])
-        lines = self._settings[tabled]
+        above = next((one for one in known if one >= k), known[-1])
+        below = max((one for one in known if one <= k), default=above)
+        high, kept = self._at(recall, above)
+        if above == k or (below == above and k < above):
+            return high, kept
+        if k > above:
+            times = k / above
+            return replace(
+                high,
+                candidates=math.ceil(high.candidates * times),
+                row_bytes=math.ceil(high.row_bytes * times),
+            ), kept and k <= max(TABLED_K)
+        low, low_kept = self._at(recall, below)
+        part = math.log(k / below) / math.log(above / below)
+
+        def between(name: str) -> int:
+            one, other = float(getattr(low, name)), float(getattr(high, name))
+            return math.ceil(one ** (1 - part) * other**part)
+
+        return Setting(
+            nprobe=between("nprobe"),
+            candidates=max(k, between("candidates")),
+            recall=min(low.recall, high.recall),
+            low=min(low.low, high.low),
+            list_bytes=between("list_bytes"),
+            row_bytes=between("row_bytes"),
+        ), kept and low_kept
+
+    def _at(self, recall: float, k: int) -> tuple[Setting, bool]:
+        """The cheapest setting that keeps a recall at a ``k`` that was measured, else the best; whether."""
+        lines = self._settings[k]
         kept = next((line for line in lines if line.low >= recall), None)
-        chosen = kept or lines[-1]
-        if k > tabled:
-            times = k / tabled
-            chosen = Setting(
-                nprobe=chosen.nprobe,
-                candidates=math.ceil(chosen.candidates * times),
-                recall=chosen.recall,
-                low=chosen.low,
-                list_bytes=chosen.list_bytes,
-                row_bytes=math.ceil(chosen.row_bytes * times),
-            )
-        return chosen, kept is not None and k <= max(TABLED_K)
+        return kept or lines[-1], kept is not None
 
     def most(self, k: int) -> float:
         """The largest recall that is kept at ``k`` results."""

@@ -16,7 +16,7 @@ import pytest
 import ooc
 from ooc.durable import read_json
 from ooc.types import FloatArray
-from tests.helpers import exact_search
+from tests.helpers import exact_search, recall
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,22 @@ def test_recall_1_compares_all_rows(index: ooc.Index, x: FloatArray, xq: FloatAr
     assert index.settings(10, recall=1.0) == (index.nlist, index.n)
 
 
-@pytest.mark.parametrize(("k", "tabled"), [(1, 1), (2, 10), (10, 10), (11, 100), (100, 100)])
-def test_between_the_k_that_were_measured_the_next_larger_counts(
-    index: ooc.Index, k: int, tabled: int
+def test_between_the_k_that_were_measured_lies_the_setting(index: ooc.Index) -> None:
+    settings = [index.settings(k, recall=0.9) for k in (1, 2, 5, 10, 11, 30, 60, 100)]
+    candidates = [rerank for _, rerank in settings]
+    assert candidates == sorted(candidates)
+    assert settings[4][1] <= settings[3][1] + 5
+    assert all(rerank >= k for k, (_, rerank) in zip((1, 2, 5, 10, 11, 30, 60, 100), settings, strict=True))
+    lists = [nprobe for nprobe, _ in settings]
+    assert min(lists[3], lists[7]) <= lists[5] <= max(lists[3], lists[7])
+
+
+@pytest.mark.parametrize("k", [3, 25, 70])
+def test_recall_is_kept_between_the_k_that_were_measured(
+    index: ooc.Index, x: FloatArray, xq: FloatArray, k: int
 ) -> None:
-    assert index.settings(k, recall=0.9) == index.settings(tabled, recall=0.9)
+    expected = exact_search(x, xq, k, "l2")[1]
+    assert recall(index.search(xq, k, recall=0.95)[1], expected) > 0.92
 
 
 def test_beyond_the_largest_k_candidates_grow_and_nothing_is_promised(index: ooc.Index) -> None:

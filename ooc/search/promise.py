@@ -41,6 +41,9 @@ TABLED_K = (1, 10, 100)
 #: A row here and there is read by pages: its own bytes and, in the mean, one page more.
 PAGE_BYTES = 4096
 
+#: What a power loses in rounding.
+_ROUNDING = 1e-9
+
 #: Recalls that are shown.
 _SHOWN = (0.8, 0.9, 0.95, 0.99)
 
@@ -134,8 +137,8 @@ class Promise:
         part = math.log(k / below) / math.log(above / below)
 
         def between(name: str) -> int:
-            one, other = float(getattr(low, name)), float(getattr(high, name))
-            return math.ceil(one ** (1 - part) * other**part)
+            one, other = (max(getattr(setting, name), 1) for setting in (low, high))
+            return math.ceil(math.exp((1 - part) * math.log(one) + part * math.log(other)) - _ROUNDING)
 
         return Setting(
             nprobe=between("nprobe"),

@@ -274,7 +274,6 @@ def _measured(
     # Rows as far as the k-th will do as well; of these as many as are known.
     last = {k: nearest.keys[np.arange(len(there)), np.maximum(counts[k], 1) - 1] for k in tabled}
     right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}
-    first = _first_weights(there)
     asked = _grid(most)
     found = {k: np.empty((2, len(steps), len(asked))) for k in tabled}
     rows = np.arange(len(some))[:, None] * (len(asked) + 1)
@@ -290,7 +289,8 @@ def _measured(
             got = np.minimum(got, counts[k][some][:, None])
             lost = share[some][:, None] - _share(got, counts[k][some][:, None])
             if k == 1:
-                share = (met * first).sum(axis=1)
+                # One row says little: the second nearest, a little harder to find, is asked too.
+                share = _share((met & there)[:, :2].sum(axis=1), np.minimum(there.sum(axis=1), 2))
             share, lost = share[of[k]], lost[scanned[k]]
             found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, k=k)
     for k in tabled if most == n else ():
@@ -305,20 +305,6 @@ def _measured(
         )
         for k in tabled
     ]
-
-
-def _first_weights(there: AnyArray) -> AnyArray:
-    """Weights ``(q, k)`` of what is found of each neighbour, by which they tell of the nearest one.
-
-    Whether one row is found says little, whether sixteen are says more: the value at rank 1 of a straight
-    line through them, over the logarithm of the rank (least squares). It halves the variance.
-    """
-    at = np.log(np.arange(1, there.shape[1] + 1)) * there
-    count = np.maximum(there.sum(axis=1, keepdims=True), 1)
-    mean = at.sum(axis=1, keepdims=True) / count
-    off = (at - mean) * there
-    weights: AnyArray = there / count - mean * off / np.maximum((off * off).sum(axis=1, keepdims=True), 1e-9)
-    return weights
 
 
 def _share(found: AnyArray, count: IntArray) -> AnyArray:

@@ -141,6 +141,7 @@ class Index:
         recall: float | None = None,
         nprobe: int | None = None,
         rerank: int | None = None,
+        filter: object | None = None,  # noqa: A002 - the field's word
     ) -> tuple[int, int]:
         """``(nprobe, rerank)`` that ``search`` takes for these arguments.
 
@@ -149,7 +150,8 @@ class Index:
         ArgumentError
             As ``search``.
         """
-        return self._choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank)
+        filtered = self._allowed(filter) is not None
+        return self._choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=filtered)
 
     @property
     def default_nprobe(self) -> int:
@@ -411,7 +413,8 @@ class Index:
         """
         queries = as_queries(xq, self.d, self.metric)
         self._opened()
-        nprobe, _ = self._choice.settings(10, nprobe=nprobe or self.default_nprobe)
+        # How many rows there will be is not known: no recall at k is promised.
+        nprobe, _ = self._choice.settings(1, nprobe=self.default_nprobe if nprobe is None else nprobe)
         if not math.isfinite(radius):
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
         allowed = self._allowed(filter)

@@ -120,7 +120,7 @@ def search_to(
         check_not_source(queries, store, target)
         nq = store.n if first is None else min(first, store.n)
         settings: dict[str, Any] = {
-            **search_settings(index, k, recall, nprobe, rerank),
+            **search_settings(index, k, recall, nprobe, rerank, allowed),
             "queries": store.uri[:_NAME_CHARACTERS],
             "allowed": None if allowed is None else allowed.count,
         }
@@ -162,11 +162,16 @@ def search_to(
 
 
 def search_settings(
-    index: Index, k: int, recall: float | None, nprobe: int | None, rerank: int | None
+    index: Index,
+    k: int,
+    recall: float | None,
+    nprobe: int | None,
+    rerank: int | None,
+    filter: object | None = None,  # noqa: A002
 ) -> dict[str, Any]:
     """What a search is done with, defaults filled in; JSON-ready."""
     info = index.info()
-    nprobe, rerank = index.settings(k, recall=recall, nprobe=nprobe, rerank=rerank)
+    nprobe, rerank = index.settings(k, recall=recall, nprobe=nprobe, rerank=rerank, filter=filter)
     return {
         "index": info["path"],
         "generation": info["generation"],

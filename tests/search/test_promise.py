@@ -129,6 +129,23 @@ def test_an_index_without_a_table_has_the_old_defaults(path: Path, xq: FloatArra
                 index.search(xq, recall=0.9)
 
 
+def test_lists_of_a_range_search_are_at_least_one(index: ooc.Index, xq: FloatArray) -> None:
+    with pytest.raises(ooc.ArgumentError, match="nprobe must be a whole number of at least 1"):
+        index.range_search(xq[:1], 1.0, nprobe=0)
+
+
+def test_what_is_recorded_under_a_filter_is_what_was_searched(
+    index: ooc.Index, xq: FloatArray, tmp_path: Path
+) -> None:
+    queries = tmp_path / "q.npy"
+    np.save(queries, xq)
+    for allowed in (range(4000), range(5000)):  # some rows, and all
+        told = index.search_to(queries, tmp_path / f"{allowed.stop}.npz", filter=allowed)
+        did = index.explain(xq, filter=allowed)
+        assert (told["nprobe"], told["rerank"]) == (did.nprobe, did.rerank)
+    assert index.settings(10, filter=range(4000)) != index.settings(10)
+
+
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ooc", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -25,6 +25,7 @@ from ooc.build.workers import Pool, in_order, workers
 from ooc.errors import Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.segment import Segment
+from ooc.search.best import best, once
 from ooc.search.budget import Budget
 from ooc.search.promise import PAGE_BYTES, TABLED_K, lower
 from ooc.search.scan import candidates
@@ -196,7 +197,9 @@ def _scan(segment: Segment, plan: Plan, x: FloatArray, truth: IntArray, last: in
             trace=NOTHING,
         )
         both = np.concatenate((found, more[0]), axis=1), np.concatenate((ids, more[1]), axis=1)
-        found, ids = _kept(*both, most, plan)
+        # A row in two lists may have come twice.
+        both = once(*both, plan.metric) if plan.lists_per_row > 1 else both
+        found, ids = best(*both, min(most, both[0].shape[1]), plan.metric)
         ranks.append(_ranks(ids, truth))
         first = end
     return ranks
@@ -209,23 +212,6 @@ def _stops(last: int) -> Iterator[int]:
         yield at
         at *= 4
     yield last
-
-
-def _kept(found: FloatArray, ids: IntArray, most: int, plan: Plan) -> tuple[FloatArray, IntArray]:
-    """The ``most`` best by code, each row once, the best first; ids of -1 behind."""
-    key = np.where(ids >= 0, found if plan.metric == "l2" else -found, np.inf)
-    order = np.argsort(key, axis=1, kind="stable")
-    found, ids = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
-    if plan.lists_per_row > 1:
-        # Of a row in two lists the better place stays.
-        by_id = np.argsort(ids, axis=1, kind="stable")
-        same = np.take_along_axis(ids, by_id, axis=1)
-        again = np.zeros(ids.shape, bool)
-        np.put_along_axis(again, by_id[:, 1:], same[:, 1:] == same[:, :-1], axis=1)
-        ids[again] = -1
-        order = np.argsort(ids < 0, axis=1, kind="stable")
-        found, ids = np.take_along_axis(found, order, axis=1), np.take_along_axis(ids, order, axis=1)
-    return found[:, :most], ids[:, :most]
 
 
 def _ranks(ids: IntArray, truth: IntArray) -> IntArray:
@@ -317,8 +303,8 @@ def _rank_at(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
     """The rank by code of each neighbour at ``nprobe``, between those that scans gave.
 
     More lists bring more rows that look nearer, in proportion: ranks grow with a power of their number.
-    Beyond the last scan they are taken to grow as they did up to it, and a neighbour that was in no list
-    scanned has the rank of one that was, chosen by its place.
+    Beyond the last scan they are taken to grow as they did up to it; neighbours that were in no list scanned
+    have the ranks of those that were, dealt out at random.
     """
     at = int(np.searchsorted([scan.nprobe for scan in scans], nprobe))
     if at < len(scans) and (scans[at].nprobe == nprobe or at == 0):
@@ -335,14 +321,14 @@ def _rank_at(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
 def _beyond(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
     high = scans[-1]
     seen = within <= high.nprobe
-    growth = 1.0
+    growth = 0.0
     if len(scans) > 1:
         low = scans[-2]
         both = (low.rank < _NOT_FOUND) & (high.rank < _NOT_FOUND)
         if both.any():
             ratios = np.log((high.rank[both] + 1) / (low.rank[both] + 1))
-            growth = 1 + float(ratios.mean()) / float(np.log(high.nprobe / low.nprobe))
-    times = (nprobe / high.nprobe) ** (growth - 1)
+            growth = float(ratios.mean()) / float(np.log(high.nprobe / low.nprobe))
+    times = (nprobe / high.nprobe) ** growth
     rank = np.where(high.rank < _NOT_FOUND, np.ceil((high.rank + 1) * times) - 1, _NOT_FOUND).astype(np.int64)
     if seen.any() and not seen.all():
         known = np.sort(rank[seen])
@@ -360,16 +346,16 @@ def _frontier(measured: _Measured, list_bytes: AnyArray, row_bytes: int) -> list
     asked = np.tile(measured.candidates, len(measured.nprobe))
     recall, low = measured.recall.reshape(-1), measured.low.reshape(-1)
     kept: list[list[float]] = []
-    best = 0.0
+    most = 0.0
     for i in np.argsort(lists + rows, kind="stable").tolist():
-        if low[i] >= best + _GAIN:
-            best = float(low[i])
+        if low[i] >= most + _GAIN:
+            most = float(low[i])
             kept.append(
                 [
                     int(nprobe[i]),
                     int(asked[i]),
                     round(float(recall[i]), 5),
-                    round(best, 5),
+                    round(most, 5),
                     round(float(lists[i])),
                     int(rows[i]),
                 ]

@@ -9,8 +9,11 @@ whichever process filled them.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -111,16 +114,16 @@ class Witnesses:
             raise ConflictError("the queries were changed since the build was planned", kind="store-changed")
         # Those that tell of a hundred rows are spread over all.
         order = np.random.default_rng([plan.seed, len(x), 2]).permutation(len(x))
-        deep = round(_DEEP_SHARE * len(x))
-        return cls(own=np.full(len(x), -1, np.int64), x=np.ascontiguousarray(x[order]), deep=deep)
+        own = np.full(len(x), -1, np.int64)
+        return cls(own=own, x=np.ascontiguousarray(x[order]), deep=round(_DEEP_SHARE * len(x)))
 
     @classmethod
     def load(cls, build: BuildLayout) -> Witnesses | None:
         """What ``save`` wrote; None where it did not."""
         if not build.witnesses.exists():
             return None
-        with np.load(build.witnesses, allow_pickle=False) as arrays:
-            return cls(own=arrays["own"], x=arrays["x"], deep=int(arrays["deep"]))
+        own, x, deep = _unpacked(build.witnesses, ("own", "x", "deep"))
+        return cls(own=own, x=x, deep=int(deep))
 
     def save(self, build: BuildLayout) -> None:
         """Keep them with the build, durably."""
@@ -200,15 +203,8 @@ class _Near:
 
 
 def _read(shard: Shard) -> _Near:
-    try:
-        with np.load(shard.neighbours, allow_pickle=False) as arrays:
-            return _Near(**{name: arrays[name] for name in ("query", "row", "key", "lists")})
-    except (OSError, ValueError, KeyError) as error:
-        raise IndexDirError(
-            f"{shard.neighbours} cannot be read: {error}",
-            kind="shard-damaged",
-            hint="Remove it and run the build again: it fills this shard anew.",
-        ) from error
+    names = ("query", "row", "key", "lists")
+    return _Near(**dict(zip(names, _unpacked(shard.neighbours, names), strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,3 +251,17 @@ def _packed(**arrays: AnyArray) -> bytes:
     kept: dict[str, Any] = arrays
     np.savez(buffer, **kept)
     return buffer.getvalue()
+
+
+def _unpacked(path: Path, names: Sequence[str]) -> list[AnyArray]:
+    """The arrays of these names that ``_packed`` wrote."""
+    try:
+        # Opened here: numpy leaves the file of an archive open that is none.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise IndexDirError(
+            f"{path} cannot be read: {error}",
+            kind="shard-damaged",
+            hint="Remove it and run the build again, which makes it anew.",
+        ) from error

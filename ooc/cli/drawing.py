@@ -57,7 +57,7 @@ def log_line(snapshot: Snapshot) -> str:
     stage = snapshot.running
     if stage is None:
         return f"{snapshot.title} {format_seconds(snapshot.seconds)}"
-    parts = [f"{stage.name:<8}{stage.fraction:4.0%} {amount(stage)}"]
+    parts = [f"{stage.name:<7} {stage.fraction:4.0%} {amount(stage)}"]
     if speed := _speed(stage):
         parts.append(" ".join(speed))
     if stage.left_seconds is not None:
@@ -72,17 +72,17 @@ def log_line(snapshot: Snapshot) -> str:
 def started_line(stage: StageView) -> str:
     """One line about a stage that begins, for a log."""
     if stage.total <= 1:
-        return f"{stage.name:<8}started"
+        return f"{stage.name:<7} started"
     before = f" ({stage.fraction:.0%} done before)" if stage.done else ""
     total = (
         format_bytes(stage.total) if stage.unit == "bytes" else f"{format_count(stage.total)} {stage.unit}"
     )
-    return f"{stage.name:<8}started  {total}{before}"
+    return f"{stage.name:<7} started  {total}{before}"
 
 
 def ended_line(stage: StageView) -> str:
     """One line about a stage that is over, for a log."""
-    parts = [f"{stage.name:<8}done in {format_seconds(stage.seconds)}"]
+    parts = [f"{stage.name:<7} done in {format_seconds(stage.seconds)}"]
     if text := figures(stage):
         parts.append(text)
     return "  ".join(parts)

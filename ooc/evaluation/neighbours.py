@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def read_neighbours(path: PathOrStr) -> IntArray:
     with translated(name, "reading"):
         try:
             ids = np.asarray(read[suffix](name))
-        except (ValueError, KeyError, EOFError, OSError) as error:
+        except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise StoreError(f"{name} cannot be read: {error}", kind="store-format") from error
@@ -148,7 +149,8 @@ def _npy(path: Path) -> AnyArray:
 
 
 def _npz(path: Path) -> AnyArray:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: numpy leaves the file of an archive open that is none.
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         if not hasattr(file, "files"):
             raise ValueError("it is no archive of arrays")
         return np.asarray(file[_named(path, file.files)])

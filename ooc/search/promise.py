@@ -120,11 +120,10 @@ class Promise:
         logarithm of ``k``; beyond the largest, candidates grow in proportion, and nothing is promised. Where
         no setting keeps the recall it is the best one.
         """
-        known = sorted(self._settings)
-        above = next((one for one in known if one >= k), known[-1])
-        below = max((one for one in known if one <= k), default=above)
+        above = self._above(k)
+        below = max((one for one in self._settings if one <= k), default=above)
         high, kept = self._at(recall, above)
-        if above == k or (below == above and k < above):
+        if below == above and k <= above:
             return high, kept
         if k > above:
             times = k / above
@@ -157,8 +156,11 @@ class Promise:
 
     def most(self, k: int) -> float:
         """The largest recall that is kept at ``k`` results."""
-        known = sorted(self._settings)
-        return self._settings[next((one for one in known if one >= k), known[-1])][-1].low
+        return self._settings[self._above(k)][-1].low
+
+    def _above(self, k: int) -> int:
+        """The smallest ``k`` that was measured and is no smaller; else the largest."""
+        return min((one for one in self._settings if one >= k), default=max(self._settings))
 
     def settings(self) -> dict[int, list[Setting]]:
         """All settings by k, from the cheapest on."""

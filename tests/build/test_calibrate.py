@@ -296,3 +296,26 @@ def test_given_queries_that_cannot_be_used(
     with pytest.raises(ooc.DataError, match=said):
         ooc.build(wide, tmp_path / "i.ooc", queries=queries)
     assert not (tmp_path / "i.ooc").exists()
+
+
+@pytest.mark.parametrize("which", ["witnesses.npz", "shards/000000000000.npz"])
+def test_what_was_cut_short_is_said_and_made_anew_when_it_is_removed(
+    wide: FloatArray, tmp_path: Path, which: str
+) -> None:
+    store, index = tmp_path / "x.npy", tmp_path / "i.ooc"
+    np.save(store, wide)
+    ooc.train(store, index, factory="IVF32,SQ8", shard_rows=4096)
+    ooc.fill(store, index, shards=[0])
+    file = build_layout(index).root / which
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(ooc.IndexDirError, match="cannot be read") as error:
+        ooc.build(store, index, factory="IVF32,SQ8")
+    assert error.value.kind == "shard-damaged"
+    file.unlink()
+    ooc.build(store, index, factory="IVF32,SQ8")
+    ooc.build(store, tmp_path / "j.ooc", factory="IVF32,SQ8")
+    one, other = (
+        read_json(tmp_path / name / "generations" / "1.json", what="it") for name in ("i.ooc", "j.ooc")
+    )
+    assert one["calibration"] == other["calibration"]

@@ -333,3 +333,12 @@ def test_private_memory_stays_within_the_budget(name: str, tmp_path: Path) -> No
     ids = np.load(tmp_path / "o.npy")
     some = np.arange(0, 20_000, 997)
     np.testing.assert_array_equal(ids[some], ooc.exact(x, rows=some, k=100)[1])
+
+
+def test_an_archive_that_was_cut_short_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "truth.npz"
+    np.savez(path, neighbors=np.arange(1000).reshape(100, 10))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ooc.StoreError, match="cannot be read") as error:
+        read_neighbours(path)
+    assert error.value.kind == "store-format"

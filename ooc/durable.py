@@ -358,11 +358,12 @@ class RowsFile:
                 wrote = os.pwrite(self._fd, rest, at)
                 at, rest = at + wrote, rest[wrote:]
 
-    def flush(self) -> None:
-        """Make all that was written durable."""
+    def flush(self, *, keep: bool = False) -> None:
+        """Make all that was written durable; ``keep`` it in the page cache where it is read again soon."""
         with translated(self.path, "writing"):
             os.fsync(self._fd)
-            drop_cached(self._fd)
+            if not keep:
+                drop_cached(self._fd)
 
     def close(self) -> None:
         """Close the file; may be called twice."""

@@ -46,6 +46,11 @@ PAGE = mmap.PAGESIZE
 #: advice is cut into pieces of this size, or its tail is silently not read.
 ADVICE_BYTES = 128 * 1024
 
+#: Linux's ``process_madvise`` takes many pieces in one call: by its number, since C libraries lack it.
+_PROCESS_MADVISE = 440
+#: It is used for so many pieces or more, and takes so many at most.
+_TOGETHER_FROM, _MOST_TOGETHER = 4, 1024
+
 #: The largest unit in which the page cache holds a file.
 _CACHE_UNIT = 2 * 1024 * 1024
 
@@ -80,6 +85,7 @@ class MappedFile:
                 raise DataError(f"{path} is empty", kind="file-empty")
             self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.bytes: BytesArray = np.frombuffer(self._map, np.uint8)
+        self._address = self.bytes.ctypes.data
         self.advise_pattern(random=random)
 
     def advise_pattern(self, *, random: bool) -> None:
@@ -90,15 +96,13 @@ class MappedFile:
 
     def will_need(self, offset: int, length: int) -> int:
         """Start reading ``length`` bytes at ``offset``; returns at once how many pieces were asked for."""
-        if _WILLNEED is None or self._map is None or length <= 0:
+        return self.will_need_spans([(offset, min(offset + length, self.size))])
+
+    def will_need_spans(self, spans: Iterable[tuple[int, int]]) -> int:
+        """Start reading spans ``(begin, end)`` of bytes; returns at once how many pieces were asked for."""
+        if _WILLNEED is None or self._map is None:
             return 0
-        begin = offset - offset % PAGE
-        end = min(offset + length, self.size)
-        advise = self._map.madvise
-        with contextlib.suppress(OSError):
-            for start in range(begin, end, ADVICE_BYTES):
-                advise(_WILLNEED, start, min(ADVICE_BYTES, end - start))
-        return -(-(end - begin) // ADVICE_BYTES)
+        return _ask(self._address, spans)
 
     def will_need_each(self, offsets: IntArray, length: int) -> int:
         """Start reading ``length`` bytes at each of ``offsets``; neighbours are joined.
@@ -115,21 +119,10 @@ class MappedFile:
         int
             How many pieces were asked for.
         """
-        if _WILLNEED is None or self._map is None or len(offsets) == 0:
-            return 0
         begin = offsets - offsets % PAGE
         end = np.minimum(offsets + length, self.size)
-        advise = self._map.madvise
-        asked = 0
-        with contextlib.suppress(OSError):
-            # A run ends where the next piece begins beyond the last page of this one.
-            for start, stop in joined(begin, end, gap=PAGE):
-                if stop - start <= ADVICE_BYTES:
-                    advise(_WILLNEED, start, stop - start)
-                    asked += 1
-                else:
-                    asked += self.will_need(start, stop - start)
-        return asked
+        # A run ends where the next piece begins beyond the last page of this one.
+        return self.will_need_spans(joined(begin, end, gap=PAGE))
 
     def drop(self, offset: int, length: int) -> None:
         """Let go of the pages that lie whole within the range: of this mapping and of the page cache.
@@ -184,8 +177,66 @@ def advise_random(address: int, length: int) -> None:
 
 def advise_soon(address: int, length: int) -> None:
     """Start reading mapped memory; returns at once."""
-    for begin in range(address, address + length, ADVICE_BYTES):
-        _advise(begin, min(ADVICE_BYTES, address + length - begin), _WILLNEED)
+    if _WILLNEED is not None:
+        _ask(address, [(0, length)])
+
+
+def _ask(address: int, spans: Iterable[tuple[int, int]]) -> int:
+    """Start reading spans of memory that is mapped from ``address`` on; how many pieces that is."""
+    pieces = [
+        (address + start, min(ADVICE_BYTES, end - start))
+        for begin, end in spans
+        for start in range(begin - (address + begin) % PAGE, end, ADVICE_BYTES)
+    ]
+    done = _ask_together(pieces) if len(pieces) >= _TOGETHER_FROM else 0
+    for start, length in pieces[done:]:
+        _advise(start, length, _WILLNEED)
+    return len(pieces)
+
+
+def _ask_together(pieces: list[tuple[int, int]]) -> int:
+    """As many of the pieces as the kernel takes many at a time, while other threads go on."""
+    if not _own.usable or _WILLNEED is None:
+        return 0
+    vectors = np.array(pieces, np.uintp)
+    for first in range(0, len(vectors), _MOST_TOGETHER):
+        some = vectors[first : first + _MOST_TOGETHER]
+        number, count = ctypes.c_long(_PROCESS_MADVISE), ctypes.c_size_t(len(some))
+        at = ctypes.c_void_p(some.ctypes.data)
+        asked = _syscall()(number, ctypes.c_int(_own.handle()), at, count, ctypes.c_int(_WILLNEED), 0)
+        if asked < int(some[:, 1].sum()):
+            # No such call here, or not allowed; or a piece that cannot be advised: nobody needs to know.
+            _own.usable = asked >= 0
+            return first
+    return len(vectors)
+
+
+class _Own:
+    """This process, as the kernel is told which one to advise."""
+
+    def __init__(self) -> None:
+        self.usable = sys.platform == "linux" and hasattr(os, "pidfd_open")
+        self._pid, self._fd = -1, -1
+
+    def handle(self) -> int:
+        """A descriptor of the process; a child after a fork gets one of its own."""
+        if self._pid != os.getpid():
+            try:
+                self._fd, self._pid = os.pidfd_open(os.getpid()), os.getpid()
+            except OSError:
+                self.usable = False
+        return self._fd
+
+
+_own = _Own()
+
+
+@functools.cache
+def _syscall() -> Callable[..., int]:
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    call: Callable[..., int] = syscall
+    return call
 
 
 def let_go(address: int, length: int) -> None:

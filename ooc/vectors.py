@@ -36,13 +36,14 @@ def widen(bits: NDArray[np.uint16]) -> FloatArray:
     return wide.view(np.float32)
 
 
-def normalise(x: FloatArray) -> tuple[FloatArray, int]:
+def normalise(x: FloatArray, squares: FloatArray | None = None) -> tuple[FloatArray, int]:
     """Rows ``(m, d)`` divided by their length, in an array of their own; how many are zero.
 
-    Zero rows stay zero: their cosine with anything is taken as 0.
+    Zero rows stay zero: their cosine with anything is taken as 0. ``squares`` ``(m,)`` are those of the
+    lengths, in float32, where the caller has them.
     """
     with np.errstate(over="ignore"):
-        norms: FloatArray = np.sqrt(np.einsum("ij,ij->i", x, x))
+        norms: FloatArray = np.sqrt(np.einsum("ij,ij->i", x, x) if squares is None else squares)
     # Squares over- and underflow where the values do not: those few rows are measured in float64,
     # and brought near 1 before they are divided.
     odd = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-15))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 
 from ooc.types import AnyArray, FloatArray, IntArray
@@ -37,3 +40,12 @@ def recall(found: IntArray, exact: IntArray) -> float:
     """The share of the exact neighbours that were found."""
     hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found, exact, strict=True))
     return hits / exact.size
+
+
+def tree(index: Path) -> dict[str, str]:
+    """What lies in an index, by file: all that is promised to be the same bytes."""
+    return {
+        str(path.relative_to(index)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(index.rglob("*"))
+        if path.is_file() and path.name != "lock" and not path.name.endswith(".report.json")
+    }

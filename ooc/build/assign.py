@@ -53,14 +53,19 @@ class Assigner:
     (unit centroids) with the largest ``x·c``. Few centroids are all compared, and ties go to the
     lower number; many are found through a sketch (``ooc.engine.Nearest``), which misses the nearest
     for a row in a thousand and then gives one almost as near. Without ``sketch`` none is made, for those
-    who ask ``among`` alone.
+    who ask ``among`` alone; of centroids that moved a little from those of another assigner, ``like`` it, one
+    is made soon.
     """
 
-    def __init__(self, centroids: FloatArray, metric: Metric, *, sketch: bool = True) -> None:
+    def __init__(
+        self, centroids: FloatArray, metric: Metric, *, sketch: bool = True, like: Assigner | None = None
+    ) -> None:
         self.nlist, d = centroids.shape
         self._l2 = metric == "l2"
         self._exact = Exact(centroids, metric)
-        self._nearest = Nearest(self._exact, metric) if sketched(self.nlist, d) and sketch else None
+        self._nearest: Nearest | None = None
+        if sketched(self.nlist, d) and sketch:
+            self._nearest = Nearest(self._exact, metric, None if like is None else like._nearest)
         self._half: FloatArray | None = None
         if self._l2 and self._nearest is None:
             self._half = np.einsum("ij,ij->i", self._exact.rows, self._exact.rows) / np.float32(2)
@@ -103,14 +108,12 @@ class Assigner:
     def assign_and_next(self, x: FloatArray) -> tuple[IntArray, FloatArray]:
         """List numbers ``(m,)`` of rows ``(m, d)``, and how much farther the next centroid is, ``(m,)``.
 
-        In squared distances for ``l2``, else in products. Where a sketch shows no other centroid near
-        enough to be compared, as much as it takes to be left out.
+        In squared distances for ``l2``, else in products; infinity where no other is known.
         """
         numbers = self._few(x)[:, :2] if self._nearest is None else self._nearest.candidates(x, 4)
         found = self._exact.compare(x, numbers)
         far = found if self._l2 else -found
-        most = np.inf if self._nearest is None else self._nearest.margin
-        gaps = np.where(numbers[:, 1:] != numbers[:, :1], far[:, 1:] - far[:, :1], most)
+        gaps = np.where(numbers[:, 1:] != numbers[:, :1], far[:, 1:] - far[:, :1], np.inf)
         return numbers[:, 0], gaps.min(axis=1)
 
     def assign_two(self, x: FloatArray, low: FloatArray | None = None) -> IntArray:

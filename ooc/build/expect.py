@@ -28,8 +28,9 @@ def shares(plan: Plan, operation: str) -> dict[str, float]:
     place = plan.d * (1e-8 if sketched(plan.nlist, plan.d) else 2 * plan.nlist / 150e9)
     seconds = {
         "plan": 0.1,
-        "sample": plan.sample_rows * pick,
-        "train": 1.2 * rows_looked_at(plan.sample_rows, plan.nlist) * place,
+        "sample": plan.sample_rows * pick / (8 if plan.overlapped else 1),
+        # Most passes compare a row with few centroids.
+        "train": 0.65 * rows_looked_at(plan.sample_rows, plan.nlist) * place,
         "fill": plan.n * (place + 3e-9 * plan.witnesses) + values * 1e-8,
         "merge": 2 * lists * byte + 0.1,
         "calibrate": 0.3 + lists * byte + plan.n * 1e-6,

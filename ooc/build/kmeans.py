@@ -6,15 +6,16 @@ after two passes those go whose rows lose least by moving to the next one: so wh
 found, and what it took twice goes. Centroids find their regions on few rows and their places on many: the
 first passes go over an eighth of the sample, the last over all. With many centroids
 a pass is cheap besides: one finds the few centroids that look near to each row through a sketch
-(``ooc.engine.Nearest``) and keeps their numbers, and the next compares the row with the same few where
-they have moved to. Few rows leave that few.
+(``ooc.engine.Nearest``) and keeps their numbers, and the next ones compare the row with the same few where
+they have moved to. Few rows leave that few, and only rows that change their list change the sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,18 @@ NumberArray = NDArray[np.int32]
 _BLOCK = 1024
 #: Passes over the sample: whether each looks for near centroids anew, and which part of the rows it takes:
 #: the first quarter or eighth.
-_PASSES = ((True, 8), (True, 8), (True, 4), (False, 4), (True, 1))
+_PASSES = (
+    *((True, 8), (True, 8), (True, 8), (False, 8), (False, 8)),
+    *((True, 4), (False, 4), (False, 4)),
+    *((True, 1), (False, 1), (False, 1)),
+)
 #: So many passes are made with more centroids than are wanted, by this share.
 _PASSES_WITH_MORE = 2
 _MORE = 0.3
 #: Fewer rows of a list than this, at the mean, are too few for a pass.
 _LEAST_PER_LIST = 16
 #: Centroids that are kept of each row of the sample between passes, where there are many.
-_KEPT = 16
+_KEPT = 8
 #: Up to this many centroids a matrix product sums their rows faster than going through them does.
 _DENSE_UP_TO = 256
 #: Rows of one list in a block that are added one by one; further ones are summed first.
@@ -46,13 +51,16 @@ _ONE_BY_ONE = 3
 
 
 class Rows(Protocol):
-    """A sample: ``n`` rows of ``d`` float32, read by number or in order; its first rows are a sample too."""
+    """A sample: ``n`` rows of ``d`` float32, read by number or in order; its first rows are a sample too.
+
+    In order they come as blocks that are read when they are called, by the threads that compare them.
+    """
 
     n: int
     d: int
 
     def take(self, rows: IntArray) -> FloatArray: ...
-    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[FloatArray]: ...
+    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[Callable[[], FloatArray]]: ...
 
 
 def kmeans(
@@ -85,35 +93,42 @@ def kmeans(
     rng = np.random.default_rng([seed, k])
     if sample.n <= k:
         return _finish(sample.take(np.arange(k) % sample.n), metric)
-    begin = min(k + int(_MORE * k), sample.n)
-    centroids = _finish(sample.take(np.sort(rng.choice(sample.n, begin, replace=False))), metric)
-    near: dict[int, NumberArray | None] = {}
+    passes = _passes(sample.n, k)
+    # Of the rows of the first pass: further ones may not have been read yet.
+    drawn = -(-sample.n // passes[0][1])
+    begin = min(k + int(_MORE * k), drawn)
+    centroids = _finish(sample.take(np.sort(rng.choice(drawn, begin, replace=False))), metric)
+    assigner: Assigner | None = None
+    kept: dict[int, _Kept] = {}
     done = 0
-    for number, (anew, every, keep) in enumerate(_passes(sample.n, k)):
+    for number, (anew, every, keep) in enumerate(passes):
         # To and fro: what the page cache holds of a sample that is too large for it is read first.
         backwards = number % 2 == 1
         first = -(-sample.n // every)
         order = range(-(-first // _BLOCK))[:: -1 if backwards else 1]
-        assigner = Assigner(centroids, metric, sketch=anew)
+        assigner = Assigner(centroids, metric, sketch=anew, like=assigner)
         last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
-        blocks = (
-            (x, None if anew else near[at])
-            for at, x in zip(order, sample.iterate(_BLOCK, first=first, backwards=backwards), strict=True)
-        )
-        sums, counts = np.zeros_like(centroids), np.zeros(len(centroids), np.int64)
+        loads = sample.iterate(_BLOCK, first=first, backwards=backwards)
+        blocks = ((load, None if anew else kept[at]) for at, load in zip(order, loads, strict=True))
+        if anew:
+            sums, counts = np.zeros_like(centroids), np.zeros(len(centroids), np.int64)
+            kept.clear()
         losses = np.zeros(len(centroids))
-        place = partial(_place, assigner=assigner, keep=keep, losing=last_with_more)
-        for at, (x, labels, few, lost) in zip(order, in_order(pool, place, blocks, threads), strict=True):
-            near[at] = few
-            _add(x, labels, sums, counts)
-            if lost is not None:
-                losses += np.bincount(labels, lost, len(losses))
-            done += len(x)
+        place = partial(_place, assigner=assigner, losing=last_with_more)
+        for at, placed in zip(order, in_order(pool, place, blocks, threads), strict=True):
+            if keep:
+                kept[at] = placed.kept
+            _add(placed.x, placed.to, sums, counts)
+            if placed.away is not None:
+                _add(-placed.x, placed.away, sums, counts, -1)
+            if placed.lost is not None:
+                losses += np.bincount(placed.to, placed.lost, len(losses))
+            done += placed.rows
             progress(done)
         if last_with_more:
             best = np.sort(np.argsort(-losses, kind="stable")[:k])
             sums, counts = sums[best], counts[best]
-        centroids = _moved(sums, counts, metric)
+        centroids = _moved(sums.copy() if keep else sums, counts.copy(), metric)
     return centroids
 
 
@@ -124,7 +139,7 @@ def rows_looked_at(n: int, k: int) -> int:
 
 def kept_bytes(n: int, k: int) -> int:
     """What is kept of the rows of the sample between passes takes so much memory at most."""
-    return max(4 * _KEPT * (n // every) for _, every, keep in _passes(n, k) if keep)
+    return max(4 * (_KEPT + 1) * (n // every) for _, every, keep in _passes(n, k) if keep)
 
 
 def _passes(n: int, k: int) -> list[tuple[bool, int, bool]]:
@@ -134,30 +149,57 @@ def _passes(n: int, k: int) -> list[tuple[bool, int, bool]]:
     return [(anew, min(every, most), keep) for (anew, every), keep in zip(_PASSES, following, strict=True)]
 
 
-def _place(
-    block: tuple[FloatArray, NumberArray | None], assigner: Assigner, *, keep: bool, losing: bool
-) -> tuple[FloatArray, IntArray, NumberArray | None, FloatArray | None]:
-    """The rows and their lists.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """Of a block's rows, the lists they are in, and the few that were near; None where all are compared."""
 
-    And the centroids among which these were found, where they are to be kept and are few; and where it is
-    asked what the rows would lose, how much farther the next centroid is.
+    labels: NumberArray
+    near: NumberArray | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placed:
+    """A block's rows that come to lists ``to``, from the lists ``away`` where they were in some before.
+
+    And what is kept of the block; and where it is asked what the rows would lose, how much farther the next
+    centroid is.
     """
-    x, few = block
+
+    rows: int
+    x: FloatArray
+    to: IntArray
+    away: NumberArray | None
+    kept: _Kept
+    lost: FloatArray | None = None
+
+
+def _place(
+    block: tuple[Callable[[], FloatArray], _Kept | None], assigner: Assigner, *, losing: bool
+) -> _Placed:
+    """Find the lists of a block's rows: among all, or among those that were near before."""
+    load, before = block
+    x = load()
     if losing:
         labels, lost = assigner.assign_and_next(x)
-        return x, labels, None, lost
-    if few is not None:
-        return x, assigner.among(x, few), few if keep else None, None
-    found = assigner.nearest(x, _KEPT) if keep else None
-    if found is None:
-        return x, assigner.assign(x), None, None
-    return x, found[:, 0], found.astype(np.int32), None
+        kept = _Kept(labels=labels.astype(np.int32), near=None)
+        return _Placed(rows=len(x), x=x, to=labels, away=None, kept=kept, lost=lost)
+    if before is None:
+        near = assigner.nearest(x, _KEPT)
+        labels = assigner.assign(x) if near is None else near[:, 0]
+        kept = _Kept(labels=labels.astype(np.int32), near=None if near is None else near.astype(np.int32))
+        return _Placed(rows=len(x), x=x, to=labels, away=None, kept=kept)
+    labels = assigner.assign(x) if before.near is None else assigner.among(x, before.near)
+    changed = np.flatnonzero(labels != before.labels)
+    kept = _Kept(labels=labels.astype(np.int32), near=before.near)
+    return _Placed(rows=len(x), x=x[changed], to=labels[changed], away=before.labels[changed], kept=kept)
 
 
-def _add(x: FloatArray, labels: IntArray, sums: FloatArray, counts: IntArray) -> None:
-    """Add the rows of a block to the sums of their lists."""
+def _add(
+    x: FloatArray, labels: NDArray[np.integer[Any]], sums: FloatArray, counts: IntArray, sign: int = 1
+) -> None:
+    """Add the rows of a block to the sums of their lists, and ``sign`` for each to the counts."""
     k = len(sums)
-    counts += np.bincount(labels, minlength=k)
+    counts += sign * np.bincount(labels, minlength=k)
     if k <= _DENSE_UP_TO:
         members = np.zeros((k, len(x)), np.float32)
         members[labels, np.arange(len(x))] = 1

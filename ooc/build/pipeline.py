@@ -44,12 +44,13 @@ from ooc.build.processes import Team, fill_in_processes, team
 from ooc.build.publish import FIRST_GENERATION, FIRST_SEGMENT, publish
 from ooc.build.reuse import copy_template
 from ooc.build.room import bytes_below, check_room
-from ooc.build.sample import sample
+from ooc.build.sample import sampled
 from ooc.build.shards import Numbered, shards_done
 from ooc.build.status import StatusWriter
 from ooc.build.train import Template, load_template
 from ooc.build.train import train as train_template
 from ooc.build.witness import Witnesses, neighbours_found
+from ooc.build.workers import workers
 from ooc.durable import make_directory, read_json, remove_tree, write_json
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
@@ -295,12 +296,17 @@ class _Run:
     def train(self, there: Begun, plan: Plan, options: Options) -> None:
         """Sample and train, or copy the template that is to be reused."""
         build = there.build
-        if load_template(self.layout, plan) is None:
-            if options.template is not None:
-                copy_template(Layout.of(options.template), plan, self.layout)
-            else:
-                sample(self._store, plan, build.sample, observer=self._emit, stop=self._stop)
-        self._template = train_template(build.sample, plan, self.layout, observer=self._emit, stop=self._stop)
+        self._template = load_template(self.layout, plan)
+        if self._template is None and options.template is not None:
+            copy_template(Layout.of(options.template), plan, self.layout)
+            self._template = load_template(self.layout, plan)
+        if self._template is None:
+            watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
+            with (
+                workers(plan.threads) as pool,
+                sampled(self._store, plan, build.sample, pool, **watched) as rows,
+            ):
+                self._template = train_template(rows, plan, self.layout, pool, **watched)
         build.sample.unlink(missing_ok=True)
         if options.queries is not None and not build.witnesses.exists():
             Witnesses.of(options.queries, plan).save(build)

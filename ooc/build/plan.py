@@ -79,6 +79,8 @@ class Plan:
         Rows, or queries, whose true neighbours are found while filling, by which recall is measured.
     queries : str
         Fingerprint of the queries by which recall is measured; empty where rows of the store are.
+    overlapped : bool
+        Whether most of the sample is read while training goes on.
     """
 
     store: str
@@ -109,6 +111,7 @@ class Plan:
     copy_dtype: CopyDtype = "store"
     witnesses: int = 0
     queries: str = ""
+    overlapped: bool = False
 
     @property
     def digest(self) -> str:
@@ -336,6 +339,11 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         )
     sizes = Sizes(store=opened, n=n, factory=made, threads=threads, spill=spill, trained=trained)
     block_rows, shard_rows = sizes.fit(memory_bytes, options.shard_rows)
+    memory, overlapped = sizes.memory(block_rows, shard_rows), False
+    if "train" in memory and opened.mapped:
+        both = memory["train"] + sizes.sampling
+        overlapped = both <= memory_bytes
+        memory["train"] = both if overlapped else memory["train"]
     given = None
     if options.queries is not None:
         given = read_queries(options.queries, d=opened.d, metric=options.metric, count=sizes.most_witnesses)
@@ -362,12 +370,13 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         threads=threads,
         block_rows=block_rows,
         shard_rows=shard_rows,
-        memory_by_stage=sizes.memory(block_rows, shard_rows),
+        memory_by_stage=memory,
         index_bytes=sizes.on_disk(copy_dtype if copies else None),
         scratch_bytes=sizes.scratch(),
         template="" if reused is None else reused.digest,
         witnesses=sizes.witnesses if given is None else len(given),
         queries="" if given is None else fingerprint(given),
+        overlapped=overlapped,
     )
 
 

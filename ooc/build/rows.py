@@ -44,8 +44,8 @@ def prepare(rows: AnyArray, metric: Metric) -> Prepared:
     if len(bad):
         if np.shares_memory(x, rows):
             x = x.copy()
-        x[bad] = 0
+        x[bad], squares[bad] = 0, 0
     if metric != "cosine":
         return Prepared(x=x, bad=bad, zeros=0)
-    x, zeros = normalise(x)
+    x, zeros = normalise(x, squares)
     return Prepared(x=x, bad=bad, zeros=zeros - len(bad))

@@ -5,6 +5,9 @@ number of rows and the seed alone. Rows are read in the order of the store, so t
 read once, and kept on disk, so that a sample larger than the budget can be trained on; as bfloat16, which
 is as good to train on and half as much to read, pass after pass. They are put in such an order that the
 first eighth, quarter and half of the file are samples of the whole store too.
+
+Rows of a mapped store are found where they lie: the first eighth can be read by itself, and the rest
+while training goes on with what is there.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import contextlib
 import io
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,21 +26,24 @@ from numpy.typing import NDArray
 from ooc.build.plan import Plan
 from ooc.build.rows import prepare
 from ooc.build.sizes import BATCH_BYTES, DECODED_BATCH_BYTES
-from ooc.build.workers import Pool, in_order, workers
+from ooc.build.workers import Pool, in_order
 from ooc.durable import RowsFile, partial_name, rename
 from ooc.errors import DataError, Stopped
-from ooc.events import Observer, Stage, ignore, stage
+from ooc.events import Observer, ignore, stage
 from ooc.mapping import MappedFile
 from ooc.stores.base import Store
 from ooc.types import FloatArray, IntArray
 from ooc.vectors import narrow, widen
 
-__all__ = ["Sample", "bad_rows_error", "draw", "npy_header", "sample"]
+__all__ = ["Sample", "bad_rows_error", "draw", "npy_header", "sampled"]
 
 
 #: The parts of a sample, one after the other: each takes one row of so many, from so many on. The first is
 #: an eighth, the first two a quarter, the first three a half.
 _PARTS = ((0, 8), (4, 8), (2, 4), (1, 2))
+#: The parts that are read together where not all are: one sweep over the store after the other.
+_SWEEPS = ((0,), (1,), (2, 3))
+_ALL = ((0, 1, 2, 3),)
 #: So much of a sample is written before it is made durable.
 _FLUSH_BYTES = 128 << 20
 #: Blocks of a sample are asked for so many at a time, up to three times as many ahead.
@@ -79,26 +85,31 @@ def npy_header(shape: tuple[int, int], dtype: np.dtype[np.generic]) -> bytes:
     return text[:8] + len(body).to_bytes(2, "little") + body
 
 
-def sample(
+@contextlib.contextmanager
+def sampled(
     store: Store,
     plan: Plan,
     path: Path,
+    pool: Pool,
     *,
     observer: Observer = ignore,
     stop: threading.Event | None = None,
-) -> None:
-    """Write the sample, prepared for the metric: an ``.npy`` of the bits of its rows as bfloat16.
+) -> Iterator[Sample]:
+    """The sample in the file ``path``, which is made where it is not there: it appears when it is whole.
 
-    Does nothing where the file is there already: it appears only when it is whole.
+    It is an ``.npy`` of the bits, as bfloat16, of rows prepared for the metric. Where the plan says so its
+    first rows are there when the block begins, and the others are read meanwhile.
 
     Parameters
     ----------
     store : Store
-        The rows of ``plan``.
+        The rows of ``plan``; not to be used by others before the block has ended.
     plan : Plan
         Says how many and with which seed.
     path : Path
         Where to.
+    pool : Pool
+        Reads and prepares rows.
     observer : callable
         Is told events.
     stop : threading.Event, optional
@@ -107,98 +118,177 @@ def sample(
     Raises
     ------
     DataError
-        When a drawn row holds NaN or infinity and the plan says to stop there; or when all do.
+        When a drawn row holds NaN or infinity and the plan says to stop there; or when all do. From the
+        sample where the row is read later.
     """
     if path.exists():
+        with contextlib.closing(Sample(path, plan)) as there:
+            yield there
         return
-    rows = draw(plan.n, plan.sample_rows, plan.seed)
-    partial_path = partial_name(path)
-    with (
-        stage(observer, "sample", len(rows), row_bytes=store.row_bytes) as at,
-        contextlib.ExitStack() as undo,
-        workers(plan.threads) as pool,
-    ):
-        undo.callback(partial_path.unlink, missing_ok=True)
-        file = RowsFile(
-            partial_path, npy_header((len(rows), plan.d), np.dtype(np.uint16)), len(rows) * 2 * plan.d
+    with contextlib.closing(_Drawing(store, plan, path, pool, stop)) as drawing:
+        # The same sweeps whatever the budget: a row that cannot be used is replaced by one of its sweep.
+        sweeps = _SWEEPS if store.mapped else _ALL
+        first, later = (sweeps[:1], sweeps[1:]) if plan.overlapped else (sweeps, ())
+        with stage(observer, "sample", drawing.count(first), row_bytes=store.row_bytes) as at:
+            drawing.make(first, at.tell)
+            at.figures["rows"] = plan.sample_rows
+        with contextlib.closing(Sample(drawing.path, plan, drawing.wait)) as rows:
+            drawing.make_meanwhile(later)
+            yield rows
+            drawing.wait(rows.n)
+
+
+class _Drawing:
+    """A sample in the making: some of its parts at a time. Close it: what is not whole is removed."""
+
+    def __init__(
+        self, store: Store, plan: Plan, path: Path, pool: Pool, stop: threading.Event | None
+    ) -> None:
+        self._store, self._plan, self._path, self._pool, self._stop = store, plan, path, pool, stop
+        self._rows = draw(plan.n, plan.sample_rows, plan.seed)
+        #: Where each part begins, and the end.
+        self._starts = list(itertools.accumulate(map(len, map(self._part, _PARTS)), initial=0))
+        self._spare = np.empty((0, plan.d), np.uint16)
+        self._ready, self._changed = 0, threading.Condition()
+        self._error: BaseException | None = None
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._own, self._flusher = (
+            Pool(1, thread_name_prefix="ooc-read"),
+            Pool(1, thread_name_prefix="ooc-flush"),
         )
-        undo.callback(file.close)
-        _write(store, plan, rows, file, pool, at, stop)
-        file.flush()
-        rename(partial_path, path)
-        at.figures["rows"] = len(rows)
+        m, partial_path = len(self._rows), partial_name(path)
+        self._file = RowsFile(partial_path, npy_header((m, plan.d), np.dtype(np.uint16)), m * 2 * plan.d)
 
+    @property
+    def path(self) -> Path:
+        """Where the file is now: in its place when it is whole."""
+        return self._path if self._ready == len(self._rows) else self._file.path
 
-def _write(
-    store: Store,
-    plan: Plan,
-    rows: IntArray,
-    file: RowsFile,
-    pool: Pool,
-    at: Stage,
-    stop: threading.Event | None,
-) -> None:
-    """Read, prepare and write the rows ``rows``; what is written is flushed meanwhile."""
-    # One at a time where rows are decoded: that is done by several threads as it is.
-    ahead = plan.threads if store.mapped else 0
-    batches = _batches(store, plan, rows, stop)
-    starts = _starts(len(rows))
-    spare = np.empty((0, plan.d), np.uint16)
-    flushing, done, flushed = pool.submit(file.flush), 0, 0
-    for some, bits, bad in in_order(pool, partial(_read, store, plan), batches, ahead):
-        if len(bad):
-            if plan.on_bad == "stop":
-                raise bad_rows_error(store, int(some[bad[0]]), len(bad), "of the sample")
-            good = np.setdiff1d(np.arange(len(bits)), bad)
-            spare = bits[good] if len(good) else spare
-            if not len(spare):
-                raise DataError(
-                    f"the first {len(some)} rows drawn from {store.describe()} are all NaN or infinity",
-                    kind="bad-rows",
-                    hint="See that the store holds what you think it holds.",
-                )
-            # A drawn row that cannot be used gives its place to one that can.
-            bits[bad] = spare[np.arange(len(bad)) % len(spare)]
-        for start, (first, step) in zip(starts, _PARTS, strict=True):
-            file.write((start + done // step) * 2 * plan.d, np.ascontiguousarray(bits[first::step]))
-        store.forget(int(some[0]), int(some[-1]) + 1)
-        done += len(some)
-        if (done - flushed) * 2 * plan.d >= _FLUSH_BYTES:
-            flushing.result()
-            flushing, flushed = pool.submit(file.flush), done
-        at.tell(done)
-    flushing.result()
+    def count(self, sweeps: Sequence[tuple[int, ...]]) -> int:
+        """Rows of the parts in some sweeps."""
+        return sum(len(self._part(_PARTS[part])) for sweep in sweeps for part in sweep)
 
+    def make(self, sweeps: Sequence[tuple[int, ...]], tell: Callable[[int], None]) -> None:
+        """Read the parts of each sweep; ``tell`` is told how many rows are there. The last parts end it."""
+        done = 0
+        for parts in sweeps:
+            before = done
+            for read in self._sweep(parts):
+                done = before + read
+                tell(done)
+            ready = self._starts[parts[-1] + 1]
+            if ready == len(self._rows):
+                self._file.flush(keep=True)
+                rename(self._file.path, self._path)
+            with self._changed:
+                self._ready = ready
+                self._changed.notify_all()
 
-def _starts(m: int) -> list[int]:
-    """Where each of the parts of a sample of ``m`` rows begins."""
-    counts = [len(range(first, m, step)) for first, step in _PARTS]
-    return list(itertools.accumulate(counts[:-1], initial=0))
+    def make_meanwhile(self, sweeps: Sequence[tuple[int, ...]]) -> None:
+        """As ``make``, by threads of its own: ``wait`` raises what it raises."""
+        # One reads: it waits for the disk most of the time, which threads that compute must not.
+        self._pool = self._own
 
+        def work() -> None:
+            try:
+                self.make(sweeps, lambda done: None)
+            except BaseException as error:
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
 
-def _batches(store: Store, plan: Plan, rows: IntArray, stop: threading.Event | None) -> Iterator[IntArray]:
-    """Row numbers, as many as are read together; they are asked for here, some batches ahead of their use."""
-    whole = _PARTS[0][1]  # each batch gives rows to all parts, at places that follow from where it begins
-    step = (BATCH_BYTES if store.mapped else DECODED_BATCH_BYTES) // (4 * plan.d)
-    step = max(whole, step // whole * whole)
-    for begin in range(0, len(rows), step):
-        Stopped.raise_if(stop)
-        some = rows[begin : begin + step]
-        store.will_take(some)
-        yield some
+        self._thread = threading.Thread(target=work, name="ooc-sample")
+        self._thread.start()
 
+    def wait(self, rows: int) -> None:
+        """Return when the first ``rows`` rows are there."""
+        if self._ready < rows:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready >= rows or self._error is not None)
+            if self._error is not None and self._ready < rows:
+                raise self._error
 
-def _read(store: Store, plan: Plan, some: IntArray) -> tuple[IntArray, NDArray[np.uint16], IntArray]:
-    """Drawn rows as they are kept, and the places of those that cannot be."""
-    prepared = prepare(store.gather(some), plan.metric)
-    return some, narrow(prepared.x), prepared.bad
+    def close(self) -> None:
+        """End the thread, and remove the file if it is not whole."""
+        self._left.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._own.shutdown()
+        self._flusher.shutdown()
+        self._file.close()
+        self._file.path.unlink(missing_ok=True)
+
+    def _part(self, part: tuple[int, int]) -> range:
+        """Which of the drawn rows a part has."""
+        first, step = part
+        return range(first, len(self._rows), step)
+
+    def _sweep(self, parts: tuple[int, ...]) -> Iterator[int]:
+        """Read, prepare and write the rows of some parts, how many so far; these are flushed meanwhile."""
+        store, plan = self._store, self._plan
+        here = np.sort(np.concatenate([np.array(self._part(_PARTS[part]), np.int64) for part in parts]))
+        # One at a time where rows are decoded: that is done by several threads as it is.
+        ahead = plan.threads if store.mapped else 0
+        flushing, done, flushed = self._flusher.submit(self._file.flush, keep=True), 0, 0
+        for some, bits, bad in in_order(self._pool, self._read, self._batches(here), ahead):
+            rows = self._rows[some]
+            self._replace(rows, bits, bad)
+            for part in parts:
+                first, step = _PARTS[part]
+                mine = some % step == first
+                if mine.any():
+                    at = self._starts[part] + (int(some[mine][0]) - first) // step
+                    self._file.write(at * 2 * plan.d, bits[mine])
+            store.forget(int(rows[0]), int(rows[-1]) + 1)
+            done += len(some)
+            if (done - flushed) * 2 * plan.d >= _FLUSH_BYTES:
+                flushing.result()
+                flushing, flushed = self._flusher.submit(self._file.flush, keep=True), done
+            yield done
+        flushing.result()
+
+    def _batches(self, here: IntArray) -> Iterator[IntArray]:
+        """Which drawn rows are read together; they are asked for here, some batches ahead of their use."""
+        size = BATCH_BYTES if self._store.mapped else DECODED_BATCH_BYTES
+        step = max(1, size // (4 * self._plan.d))
+        for begin in range(0, len(here), step):
+            Stopped.raise_if(self._stop)
+            Stopped.raise_if(self._left)
+            some = here[begin : begin + step]
+            self._store.will_take(self._rows[some])
+            yield some
+
+    def _read(self, some: IntArray) -> tuple[IntArray, NDArray[np.uint16], IntArray]:
+        """Drawn rows as they are kept, and the places of those that cannot be."""
+        prepared = prepare(self._store.gather(self._rows[some]), self._plan.metric)
+        return some, narrow(prepared.x), prepared.bad
+
+    def _replace(self, rows: IntArray, bits: NDArray[np.uint16], bad: IntArray) -> None:
+        """Give the place of drawn rows that cannot be used to some that can."""
+        if not len(bad):
+            return
+        if self._plan.on_bad == "stop":
+            raise bad_rows_error(self._store, int(rows[bad[0]]), len(bad), "of the sample")
+        good = np.setdiff1d(np.arange(len(bits)), bad)
+        self._spare = bits[good] if len(good) else self._spare
+        if not len(self._spare):
+            raise DataError(
+                f"the first {len(rows)} rows drawn from {self._store.describe()} are all NaN or infinity",
+                kind="bad-rows",
+                hint="See that the store holds what you think it holds.",
+            )
+        bits[bad] = self._spare[np.arange(len(bad)) % len(self._spare)]
 
 
 class Sample:
-    """The rows of a sample as float32, ``n`` of them of ``d`` dimensions, mapped. Close it."""
+    """The rows of a sample as float32, ``n`` of them of ``d`` dimensions, mapped. Close it.
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self.n, self.d = plan.sample_rows, plan.d
+    ``wait`` is called with the number of rows, from the first one on, that have to be there.
+    """
+
+    def __init__(self, path: Path, plan: Plan, wait: Callable[[int], None] = lambda rows: None) -> None:
+        self.n, self.d, self._wait = plan.sample_rows, plan.d, wait
         self._file = MappedFile(path, random=True)
         self._bits: NDArray[np.uint16] = np.ndarray(
             (self.n, self.d), np.uint16, self._file.bytes.data, _HEADER_BYTES
@@ -206,18 +296,24 @@ class Sample:
 
     def take(self, rows: IntArray) -> FloatArray:
         """The given rows, ascending, ``(m, d)``."""
+        self._wait(int(rows[-1]) + 1)
         self._file.will_need_each(_HEADER_BYTES + rows * (2 * self.d), 2 * self.d)
         return widen(self._bits[rows])
 
-    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[FloatArray]:
-        """The ``first`` rows in blocks of ``rows``, forwards or the blocks backwards, read ahead."""
+    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[Callable[[], FloatArray]]:
+        """The ``first`` rows in blocks of ``rows``, forwards or the blocks backwards, read ahead.
+
+        Each block is a function that gives it, which any thread may call.
+        """
         starts = range(0, first, rows)[:: -1 if backwards else 1]
         size = rows * 2 * self.d
         for i, start in enumerate(starts):
+            stop = min(start + rows, first)
+            self._wait(stop)
             if i % _AHEAD == 0:
                 soon = starts[i : i + 3 * _AHEAD]
                 self._file.will_need(_HEADER_BYTES + min(soon) * 2 * self.d, len(soon) * size)
-            yield widen(self._bits[start : min(start + rows, first)])
+            yield partial(widen, self._bits[start:stop])
 
     def close(self) -> None:
         """Give the mapping up."""

@@ -121,11 +121,13 @@ class Sizes:
             return 0
         return 3 * block_rows * self.store.row_bytes + 2 * self.store.chunk_bytes + _DECODER_BYTES
 
-    def _batches(self) -> int:
+    @property
+    def sampling(self) -> int:
+        """What reading the sample takes."""
         # Rows as read, as prepared and while they are narrowed; then narrow, until they are written.
-        if self.store.mapped:
-            return (4 * self.threads + 1) * BATCH_BYTES
-        return 3 * DECODED_BATCH_BYTES
+        batches = (4 * self.threads + 1) * BATCH_BYTES if self.store.mapped else 3 * DECODED_BATCH_BYTES
+        # Their numbers.
+        return self._blocks(0) + 24 * self.sample_rows + batches
 
     def _shard(self, rows: int) -> int:
         # Code, list number, id, place in list order; the buffer it is written through.
@@ -164,7 +166,7 @@ class Sizes:
         """Most private memory by stage."""
         working = self._centroids + self.threads * self._worker + self._blocks(block_rows) + self._near()
         training = {
-            "sample": _BASE_BYTES + self._blocks(0) + 16 * self.sample_rows + self._batches(),
+            "sample": _BASE_BYTES + self.sampling,
             "train": _BASE_BYTES + self._train(),
         }
         return ({} if self.trained else training) | {

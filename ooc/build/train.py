@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ooc.build.kmeans import kmeans, rows_looked_at
 from ooc.build.plan import Plan
 from ooc.build.sample import Sample, draw, npy_header
 from ooc.build.sizes import code_training_rows
-from ooc.build.workers import workers
+from ooc.build.workers import Pool
 from ooc.durable import DurableFile, make_directory, read_json, write_json
 from ooc.engine import Codec, Sketch, sketched
 from ooc.errors import Stopped
@@ -72,44 +71,42 @@ class _Transformed:
     def take(self, rows: IntArray) -> FloatArray:
         return self._transform(self._sample.take(rows))
 
-    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[FloatArray]:
-        return map(self._transform, self._sample.iterate(rows, first=first, backwards=backwards))
+    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[Callable[[], FloatArray]]:
+        for load in self._sample.iterate(rows, first=first, backwards=backwards):
+            yield partial(self._read, load)
+
+    def _read(self, load: Callable[[], FloatArray]) -> FloatArray:
+        return self._transform(load())
 
 
 def train(
-    sample: Path,
+    rows: Sample,
     plan: Plan,
     layout: Layout,
+    pool: Pool,
     *,
     observer: Observer = ignore,
     stop: threading.Event | None = None,
 ) -> Template:
-    """Train the template on the sample file and write it, its record last.
-
-    Where this plan's template is there already it is read.
+    """Train the template on the sample and write it, its record last.
 
     Parameters
     ----------
-    sample : Path
-        What ``ooc.build.sample.sample`` wrote.
+    rows : Sample
+        Drawn from the rows of ``plan``.
     plan : Plan
         Metric, code, lists, seed; the same give the same bytes at any number of threads.
     layout : Layout
         The index directory.
+    pool : Pool
+        Compares rows with centroids.
     observer : callable
         Is told events.
     stop : threading.Event, optional
         When set, ``Stopped`` is raised.
     """
-    there = load_template(layout, plan)
-    if there is not None:
-        return there
     total = rows_looked_at(plan.sample_rows, plan.nlist)
-    with (
-        stage(observer, "train", total, row_bytes=4 * plan.d) as at,
-        contextlib.closing(Sample(sample, plan)) as rows,
-        workers(plan.threads) as pool,
-    ):
+    with stage(observer, "train", total, row_bytes=4 * plan.d) as at:
         some = draw(rows.n, code_training_rows(rows.n, plan.d), plan.seed)
         codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
         if not codec.transforms_trained:

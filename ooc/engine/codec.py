@@ -13,6 +13,7 @@ import numpy as np
 
 from ooc.durable import DurableFile
 from ooc.engine import rabitq
+from ooc.engine.rotation import Rotation
 from ooc.errors import DataError, IndexDirError, PlanError, ResourceError
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
@@ -95,6 +96,16 @@ def _make(factory: str, d: int, metric: Metric) -> Any:
         ) from error
 
 
+def _chain(index: Any) -> list[Any]:
+    """What is done to a vector before its code is made, step by step."""
+    chain = getattr(index, "chain", None)
+    return (
+        [faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())]
+        if chain is not None
+        else []
+    )
+
+
 def code_bytes(factory: str, d: int, metric: Metric) -> tuple[int, int]:
     """``(bytes of a code, dimensions after the transforms)`` of an ``IVF`` factory string.
 
@@ -133,12 +144,7 @@ class Codec:
     def __init__(self, index: Any) -> None:
         self._index = index  # owns everything below
         self._ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
-        chain = getattr(index, "chain", None)
-        self._chain = (
-            [faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())]
-            if chain is not None
-            else []
-        )
+        self._chain = _chain(index)
         self.d = int(index.d)
         self.d_code = int(self._ivf.d)
         self.nlist = int(self._ivf.nlist)
@@ -146,6 +152,10 @@ class Codec:
         self._l2 = int(self._ivf.metric_type) == faiss.METRIC_L2
         kind = type(self._ivf).__name__
         self._sign_bits = kind == "IndexIVFRaBitQ" and int(self._ivf.rabitq.nb_bits) == 1
+        self._steps = [
+            Rotation(step).apply if type(step).__name__ == "HadamardRotation" else step.apply
+            for step in self._chain
+        ]
 
     def centroids(self) -> FloatArray:
         """The ``(nlist, d_code)`` centroids where faiss has them, in transformed space: a view."""
@@ -159,11 +169,11 @@ class Codec:
     @classmethod
     def create(cls, factory: str, d: int, metric: Metric, seed: int) -> Codec:
         """An untrained template of an ``IVF`` factory string (see ``code_bytes`` for its checks)."""
-        codec = cls(_make(factory, d, metric))
-        for i, step in enumerate(codec._chain):
+        index = _make(factory, d, metric)
+        for i, step in enumerate(_chain(index)):
             if type(step).__name__ in _ISOMETRIC:
                 step.init(seed + i)
-        return codec
+        return cls(index)
 
     @classmethod
     def load(cls, path: Path) -> Codec:
@@ -204,7 +214,14 @@ class Codec:
             x = step.apply(x)
 
     def transform(self, x: FloatArray) -> FloatArray:
-        """``(m, d)`` rows as the code sees them, ``(m, d_code)``."""
+        """``(m, d)`` rows as the code sees them, ``(m, d_code)``: by BLAS, whose threads callers limit."""
+        x = vectors(x, self.d)
+        for apply in self._steps:
+            x = apply(x)
+        return x
+
+    def transform_queries(self, x: FloatArray) -> FloatArray:
+        """As ``transform``, by faiss alone: BLAS would leave threads spinning, which slows what follows."""
         x = vectors(x, self.d)
         for step in self._chain:
             x = step.apply(x)

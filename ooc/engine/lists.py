@@ -138,7 +138,7 @@ class DiskLists:
 
     def transform(self, x: FloatArray) -> FloatArray:
         """``(m, d)`` rows or queries as the code sees them, ``(m, d_code)``."""
-        return self._codec.transform(x)
+        return self._codec.transform_queries(x)
 
     def coarse(self, y: FloatArray, nprobe: int, *, ahead: bool = False) -> tuple[FloatArray, IntArray]:
         """The ``nprobe`` nearest lists of transformed queries, nearest first.

@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ooc.engine.codec import threads_limited, vectors
-from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, compare, project
+from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, compare, directions, project
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import pick
 
 __all__ = ["Exact", "Nearest"]
 
 #: Directions that are kept at most; each pair of them becomes one 4-bit code.
-_DIRECTIONS = 128
+_DIRECTIONS = 160
 #: Candidates that are compared exactly.
-_CANDIDATES = 48
+_CANDIDATES = 24
 #: Those that look farther than the nearest by so many times what the sketch is off by are not compared.
 _MARGIN = 2.5
 #: From this many centroids on they are scanned by groups, of which this many are looked into.
@@ -56,7 +56,9 @@ class Nearest:
 
     Nearest is the largest product for ``ip`` and ``cosine`` (unit centroids), the smallest distance
     for ``l2``. The same centroids give the same sketch, and a row the same answer in any block.
-    Safe from several threads; each call uses the calling thread alone if that is its setting.
+    Safe from several threads; each call uses the calling thread alone if that is its setting. Of
+    centroids near to those of another one, ``like`` it, a sketch is made much sooner: by the same
+    directions and the same codes of them.
 
     Attributes
     ----------
@@ -66,13 +68,22 @@ class Nearest:
         The directions of the sketch: orthogonal, each of length 1 or, turned together, less.
     """
 
-    def __init__(self, exact: Exact, metric: Metric) -> None:
+    def __init__(self, exact: Exact, metric: Metric, like: Nearest | None = None) -> None:
         self._exact = exact
         k, self._d = exact.rows.shape
         self._l2 = metric == "l2"
         with threads_limited(1):
-            self.basis, sketch = project(exact.rows, self._l2, _DIRECTIONS)
-            self._scan = self._index(sketch)
+            if like is None:
+                self.basis, self._rest = directions(exact.rows, self._l2, _DIRECTIONS)
+                sketch = project(exact.rows, self.basis, self._rest, self._l2)
+                self._scan = self._index(sketch)
+                self._scan.train(sketch)
+            else:
+                self.basis, self._rest = like.basis, like._rest
+                sketch = project(exact.rows, self.basis, self._rest, self._l2)
+                self._scan = faiss.clone_index(like._scan)
+                self._scan.reset()
+            self._scan.add(sketch)
             self._top = min(_CANDIDATES, k)
             self.margin = float(_MARGIN * self._spread())
 
@@ -90,16 +101,12 @@ class Nearest:
             index.nprobe = _GROUPS_PROBED
             index.cp.niter, index.cp.min_points_per_centroid = ROUNDS, 1
         index.pq.cp.niter, index.pq.cp.min_points_per_centroid = ROUNDS, 1
-        index.train(sketch)
-        index.add(sketch)
         return index
 
     def find(self, x: FloatArray, low: FloatArray | None = None) -> IntArray:
         """Numbers ``(m,)`` of the centroids nearest to rows ``(m, d)``; ``low`` is ``x @ basis`` if known."""
-        x = vectors(x, self._d)
-        numbers, found = self._compared(x, low)
-        best = found.argmin(axis=1) if self._l2 else found.argmax(axis=1)
-        nearest: IntArray = pick(numbers, best[:, None])[:, 0]
+        numbers, key = self._looked(vectors(x, self._d), low)
+        nearest: IntArray = pick(numbers, key.argmin(axis=1)[:, None])[:, 0]
         return nearest
 
     def candidates(
@@ -107,26 +114,27 @@ class Nearest:
     ) -> IntArray:
         """Numbers ``(m, count)`` of the few centroids nearest to each row, nearest first.
 
-        Some repeat the first where, unless ``every`` says so, not all that may be among them are compared.
+        Those that cannot be the nearest follow in the order in which they look near; with ``every`` all are
+        compared. A row for which too few look near repeats its first.
         """
-        numbers, found = self._compared(vectors(x, self._d), low, every=every)
-        key = found if self._l2 else -found
-        near = np.argpartition(key, count - 1, axis=1)[:, :count]
-        order = np.argsort(pick(key, near), axis=1, kind="stable")
-        numbers = pick(numbers, pick(near, order))
+        numbers, key = self._looked(vectors(x, self._d), low, every=every)
+        order = np.argsort(key, axis=1, kind="stable")[:, :count]
+        numbers = pick(numbers, order)
         return np.where(numbers < 0, numbers[:, :1], numbers)
 
-    def _compared(
+    def _looked(
         self, x: FloatArray, low: FloatArray | None = None, *, every: bool = False
     ) -> tuple[IntArray, FloatArray]:
-        """Centroids that may be the nearest, and exact distances: ``(m, c)``; -1 and the worst elsewhere."""
+        """Centroids that look near ``(m, c)``, and distances, less is nearer: infinity where not compared."""
         low = x @ self.basis if low is None else low
         looks, numbers = self._scan.search(np.ascontiguousarray(low), self._top)
-        if every:
-            return numbers, self._exact.compare(x, numbers)
-        far = looks > looks[:, :1] + self.margin if self._l2 else looks < looks[:, :1] - self.margin
-        numbers[far] = -1
-        return numbers, self._exact.compare(x, numbers)
+        far = numbers < 0
+        if not every:
+            far |= looks > looks[:, :1] + self.margin if self._l2 else looks < looks[:, :1] - self.margin
+        found = self._exact.compare(x, np.where(far, -1, numbers))
+        key = found if self._l2 else -found
+        key[far] = np.inf
+        return numbers, key
 
     def _spread(self) -> float:
         """How far the sketch's distances are off, as the centroids' own to each other show."""

@@ -19,7 +19,7 @@ from ooc.engine.codec import read_index, threads_limited, vectors, write_index
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["QUERY_BLOCKS", "ROUNDS", "Sketch", "compare", "project", "sketch_bytes", "sketched"]
+__all__ = ["QUERY_BLOCKS", "ROUNDS", "Sketch", "compare", "directions", "project", "sketch_bytes", "sketched"]
 
 #: Below this many values in all centroids, comparing all is as quick as a sketch of them.
 _SKETCH_FROM = 1 << 19
@@ -65,7 +65,9 @@ class Sketch:
         """The sketch of ``(k, d)`` centroids, unit ones for ``cosine``; the same for the same centroids."""
         l2 = metric == "l2"
         with threads_limited(1):
-            basis, low = project(np.ascontiguousarray(centroids, dtype=np.float32), l2, _DIRECTIONS)
+            centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+            basis, rest = directions(centroids, l2, _DIRECTIONS)
+            low = project(centroids, basis, rest, l2)
             m = low.shape[1]
             scan = faiss.IndexPQFastScan(m, m // 2, 4, faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT)
             scan.pq.cp.niter, scan.pq.cp.min_points_per_centroid = ROUNDS, 1
@@ -116,25 +118,32 @@ def compare(flat: Any, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> Floa
     return found
 
 
-def project(centroids: FloatArray, l2: bool, directions: int) -> tuple[FloatArray, FloatArray]:
-    """``(basis (d, m), low (k, m))``: the directions of most energy, turned so that all matter alike.
+def directions(centroids: FloatArray, l2: bool, most: int) -> tuple[FloatArray, FloatArray]:
+    """``(basis (d, m), rest (m,))``: the directions of most energy, turned so that all matter alike.
 
-    Found by subspace iteration from random directions (Halko, Martinsson and Tropp 2011, 4.4). For
-    ``l2``, what the basis leaves of a centroid's length becomes one more coordinate, 0 in every row.
+    Found by subspace iteration from random directions (Halko, Martinsson and Tropp 2011, 4.4). ``rest`` is
+    a direction of the low space for what the basis leaves of a vector, used for ``l2``.
     """
     k, d = centroids.shape
     rng = np.random.default_rng(d)
-    wide = min(directions, d + d % 2)
+    wide = min(most, d + d % 2)
     kept = min(wide - l2, d, k)
     basis = rng.standard_normal((d, kept)).astype(np.float32)
     for _ in range(3):
         basis = np.linalg.qr(centroids.T @ (centroids @ basis))[0].astype(np.float32)
     padded = np.zeros((d, wide), np.float32)
     padded[:, :kept] = basis
-    low = np.zeros((k, wide), np.float32)
-    low[:, :kept] = centroids @ basis
+    turn = np.linalg.qr(rng.standard_normal((wide, wide)))[0].astype(np.float32)
+    return np.ascontiguousarray(padded @ turn), turn[-1]
+
+
+def project(centroids: FloatArray, basis: FloatArray, rest: FloatArray, l2: bool) -> FloatArray:
+    """Centroids ``(k, m)`` in few directions; for ``l2`` with what is left of their lengths.
+
+    That is 0 in every row, so it adds to all distances what the row lacks in few directions.
+    """
+    low = centroids @ basis
     if l2:
         left = np.einsum("ij,ij->i", centroids, centroids) - np.einsum("ij,ij->i", low, low)
-        low[:, -1] = np.sqrt(np.maximum(left, 0))
-    turn = np.linalg.qr(rng.standard_normal((wide, wide)))[0].astype(np.float32)
-    return np.ascontiguousarray(padded @ turn), np.ascontiguousarray(low @ turn)
+        low += np.sqrt(np.maximum(left, 0))[:, None] * rest
+    return low

@@ -130,10 +130,7 @@ class Segment:
         if part != "all":
             middle, _ = self._lists.ids_at(numbers)
             begins, ends = (begins, middle) if part == "codes" else (middle, ends)
-        asked = 0
-        for first, last in joined(begins, ends):
-            asked += self._file.will_need(first, last - first)
-        return asked
+        return self._file.will_need_spans(joined(begins, ends))
 
     def let_go(self, list_nos: IntArray) -> None:
         """Let the pages of lists leave memory and the page cache."""

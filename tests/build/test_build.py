@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -23,7 +22,7 @@ from ooc.build.fill import shards_done
 from ooc.events import Event, Note, Progress, StageFinished, Started
 from ooc.index.layout import BuildLayout, Layout
 from ooc.types import AnyArray, FloatArray
-from tests.helpers import embeddings, exact_search, recall
+from tests.helpers import embeddings, exact_search, recall, tree
 
 CODES = ["Flat", "SQ8", "SQfp16", "SQ4", "PQ16", "RaBitQ", "RaBitQ2", "EDEN2"]
 TRANSFORMED = [
@@ -36,15 +35,6 @@ TRANSFORMED = [
     "IVF64_HNSW32,SQ8",
     "PCAR32,IVF32,SQfp16",
 ]
-
-
-def tree(index: Path) -> dict[str, str]:
-    """What lies in an index, by file: all that is promised to be the same bytes."""
-    return {
-        str(path.relative_to(index)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(index.rglob("*"))
-        if path.is_file() and path.name != "lock" and not path.name.endswith(".report.json")
-    }
 
 
 def small(store: Any, index: Path, **settings: Any) -> dict[str, Any]:
@@ -566,8 +556,9 @@ def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path:
     from ooc.build.fill import fill
     from ooc.build.merge import merge
     from ooc.build.publish import publish
-    from ooc.build.sample import sample
+    from ooc.build.sample import sampled
     from ooc.build.train import train
+    from ooc.build.workers import workers
     from ooc.index.layout import Header
 
     made = ooc.plan(npy, memory="400MiB", factory="IVF32,SQ8")
@@ -577,8 +568,11 @@ def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path:
         layout.claim(Header(d=made.d, metric=made.metric))
         building = layout.build(made.digest)
         building.root.mkdir(parents=True)
-        sample(store, made, building.sample, observer=seen.append)
-        template = train(building.sample, made, layout, observer=seen.append)
+        with (
+            workers(2) as pool,
+            sampled(store, made, building.sample, pool, observer=seen.append) as rows,
+        ):
+            template = train(rows, made, layout, pool, observer=seen.append)
         shards = fill(store, made, template, building, observer=seen.append)
         merge(shards, made, template.codec, building.segment, observer=seen.append)
         publish(made, layout, {}, {}, observer=seen.append)

@@ -19,8 +19,8 @@ import ooc
 from ooc import build
 from ooc.index.layout import Layout
 from ooc.types import AnyArray, FloatArray, Metric
-from tests.build.test_build import stop_after, tree
-from tests.helpers import embeddings, exact_search, recall
+from tests.build.test_build import stop_after
+from tests.helpers import embeddings, exact_search, recall, tree
 
 DTYPES = ("float16", "int8")
 

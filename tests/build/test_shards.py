@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -33,19 +32,10 @@ from ooc.events import Event, Note, Progress, StageFinished, StageStarted
 from ooc.index.layout import Layout
 from ooc.index.lock import lease
 from ooc.types import FloatArray
-from tests.helpers import embeddings, exact_search, recall
+from tests.helpers import embeddings, exact_search, recall, tree
 
 PLAN: dict[str, Any] = {"factory": "IVF64,SQ8", "copy_vectors": "always", "shard_rows": 6144}
 BUDGET: dict[str, Any] = {"memory": "400MiB"}
-
-
-def tree(index: Path) -> dict[str, str]:
-    """What lies in an index, by file: all that is promised to be the same bytes."""
-    return {
-        str(path.relative_to(index)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(index.rglob("*"))
-        if path.is_file() and path.name != "lock" and not path.name.endswith(".report.json")
-    }
 
 
 @pytest.fixture(scope="module")

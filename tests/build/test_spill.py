@@ -16,8 +16,8 @@ from ooc.build.assign import Assigner
 from ooc.index.segment import Segment
 from ooc.search.queries import as_queries
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
-from tests.build.test_build import stop_after, tree
-from tests.helpers import embeddings, exact_search, recall
+from tests.build.test_build import stop_after
+from tests.helpers import embeddings, exact_search, recall, tree
 
 
 def spilled(store: Any, index: Path, **settings: Any) -> dict[str, Any]:

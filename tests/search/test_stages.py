@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,25 +44,32 @@ class Asked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pages: dict[str, list[IntArray]] = {}
         self.reads = 0
-        real, real_each = MappedFile.will_need, MappedFile.will_need_each
+        real, real_each = MappedFile.will_need_spans, MappedFile.will_need_each
+        rows = False
 
-        def will_need(mapped: MappedFile, offset: int, length: int) -> int:
-            pages = np.arange(offset // PAGE, -(-(offset + length) // PAGE))
-            self.pages.setdefault(mapped.path.name, []).append(pages)
-            count = real(mapped, offset, length)
+        def will_need_spans(mapped: MappedFile, spans: Iterable[tuple[int, int]]) -> int:
+            spans = list(spans)
+            if not rows:
+                self.add(mapped, spans)
+            count = real(mapped, spans)
             self.reads += count
             return count
 
         def will_need_each(mapped: MappedFile, offsets: IntArray, length: int) -> int:
-            for offset in offsets.tolist():
-                pages = np.arange(offset // PAGE, -(-(offset + length) // PAGE))
-                self.pages.setdefault(mapped.path.name, []).append(pages)
-            count = real_each(mapped, offsets, length)
-            self.reads += count
-            return count
+            nonlocal rows
+            self.add(mapped, [(offset, offset + length) for offset in offsets.tolist()])
+            rows = True
+            try:
+                return real_each(mapped, offsets, length)
+            finally:
+                rows = False
 
-        monkeypatch.setattr(MappedFile, "will_need", will_need)
+        monkeypatch.setattr(MappedFile, "will_need_spans", will_need_spans)
         monkeypatch.setattr(MappedFile, "will_need_each", will_need_each)
+
+    def add(self, mapped: MappedFile, spans: list[tuple[int, int]]) -> None:
+        for begin, end in spans:
+            self.pages.setdefault(mapped.path.name, []).append(np.arange(begin // PAGE, -(-end // PAGE)))
 
     def of(self, name: str) -> IntArray:
         return np.concatenate(self.pages.get(name, [np.empty(0, np.int64)]))

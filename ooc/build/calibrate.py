@@ -27,6 +27,7 @@ from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.segment import Segment
 from ooc.search.best import best, once
 from ooc.search.budget import Budget
+from ooc.search.kind import FAR, nearness
 from ooc.search.promise import PAGE_BYTES, TABLED_K, lower
 from ooc.search.scan import candidates
 from ooc.search.trace import NOTHING
@@ -74,6 +75,7 @@ def calibrate(
     -------
     dict
         ``by``: what was asked, ``"rows"`` or ``"queries"``. ``queries`` and ``scanned``: how many witnesses.
+        ``far``: how near to a centroid one in twenty was not.
         ``settings``: by k (text), lines of ``nprobe``, ``candidates``, ``recall``, its lower bound, and
         bytes of lists and rows that a query reads; those that recall more than all cheaper ones, from the
         cheapest on. Empty where there are no witnesses.
@@ -83,7 +85,7 @@ def calibrate(
         return {}
     with stage(observer, "calibrate", queries, unit="queries") as at, workers(plan.threads) as pool:
         steps = _grid(segment.nlist)
-        within, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
+        within, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
         some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, stop)
         row_bytes = plan.row_bytes + PAGE_BYTES - 1
         settings = {
@@ -92,7 +94,8 @@ def calibrate(
         }
         at.figures.update(queries=queries, scanned=len(some))
     by = "queries" if plan.queries else "rows"
-    return {"by": by, "queries": queries, "scanned": len(some), "settings": settings}
+    far = round(float(np.quantile(near, FAR)), 6)
+    return {"by": by, "queries": queries, "scanned": len(some), "far": far, "settings": settings}
 
 
 def _grid(last: int) -> IntArray:
@@ -110,27 +113,32 @@ def _within(
     pool: Pool,
     at: Stage,
     stop: threading.Event | None,
-) -> tuple[IntArray, AnyArray]:
-    """Of each neighbour the lists that must be probed to meet it ``(q, k)``; mean bytes of so many lists."""
+) -> tuple[IntArray, AnyArray, AnyArray]:
+    """Of each neighbour the lists that must be probed to meet it ``(q, k)``.
+
+    And how near each witness is to a centroid ``(q,)``, and mean bytes of so many lists.
+    """
     step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
 
-    def one(some: slice) -> tuple[slice, IntArray, AnyArray]:
-        order = segment.order(segment.transform(x[some]))
+    def one(some: slice) -> tuple[slice, IntArray, AnyArray, AnyArray]:
+        y = segment.transform(x[some])
+        close = nearness(segment.coarse(y, 1)[0][:, 0], y, plan.metric)
+        order = segment.order(y)
         rank: AnyArray = np.empty_like(order)
         np.put_along_axis(rank, order, np.arange(segment.nlist)[None], axis=1)
         queries = np.arange(len(order))[:, None, None]
         met = rank[queries, nearest.lists[some]].min(axis=2) + 1
-        return some, met, np.cumsum(segment.list_bytes(order), axis=1)[:, steps - 1].sum(axis=0)
+        return some, met, close, np.cumsum(segment.list_bytes(order), axis=1)[:, steps - 1].sum(axis=0)
 
     within = np.empty(nearest.rows.shape, np.int64)
-    sums = np.zeros(len(steps))
-    for some, met, list_bytes in in_order(pool, one, _slices(len(x), step), plan.threads):
+    near, sums = np.empty(len(x)), np.zeros(len(steps))
+    for some, met, close, list_bytes in in_order(pool, one, _slices(len(x), step), plan.threads):
         Stopped.raise_if(stop)
-        within[some] = met
+        within[some], near[some] = met, close
         sums += list_bytes
         at.tell(some.stop)
     within[nearest.rows < 0] = segment.nlist + 1
-    return within, sums / len(x)
+    return within, near, sums / len(x)
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

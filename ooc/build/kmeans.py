@@ -30,12 +30,12 @@ __all__ = ["Rows", "kept_bytes", "kmeans", "rows_looked_at"]
 NumberArray = NDArray[np.int32]
 
 _BLOCK = 1024
-#: Passes over the sample: whether each looks for near centroids anew, and which part of the rows it takes:
-#: the first quarter or eighth.
+#: Passes over the sample: whether each looks for near centroids anew, or only of rows that come into it; and
+#: which part of the rows it takes: the first eighth or quarter.
 _PASSES = (
     *((True, 8), (True, 8), (True, 8), (False, 8), (False, 8)),
-    *((True, 4), (False, 4), (False, 4)),
-    *((True, 1), (False, 1), (False, 1)),
+    *((False, 4), (False, 4), (False, 4)),
+    *((False, 1), (False, 1), (False, 1)),
 )
 #: So many passes are made with more centroids than are wanted, by this share.
 _PASSES_WITH_MORE = 2
@@ -98,29 +98,32 @@ def kmeans(
     drawn = -(-sample.n // passes[0][1])
     begin = min(k + int(_MORE * k), drawn)
     centroids = _finish(sample.take(np.sort(rng.choice(drawn, begin, replace=False))), metric)
-    assigner: Assigner | None = None
+    sketched: Assigner | None = None
     kept: dict[int, _Kept] = {}
     done = 0
-    for number, (anew, every, keep) in enumerate(passes):
+    for number, (anew, every) in enumerate(passes):
         # To and fro: what the page cache holds of a sample that is too large for it is read first.
         backwards = number % 2 == 1
         first = -(-sample.n // every)
         order = range(-(-first // _BLOCK))[:: -1 if backwards else 1]
-        assigner = Assigner(centroids, metric, sketch=anew, like=assigner)
+        more = anew or every < passes[number - 1][1]
+        assigner = Assigner(centroids, metric, sketch=more, like=sketched)
+        sketched = assigner if more else sketched
         last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
         loads = sample.iterate(_BLOCK, first=first, backwards=backwards)
-        blocks = ((load, None if anew else kept[at]) for at, load in zip(order, loads, strict=True))
         if anew:
             sums, counts = np.zeros_like(centroids), np.zeros(len(centroids), np.int64)
             kept.clear()
+        blocks = ((load, kept.get(at)) for at, load in zip(order, loads, strict=True))
         losses = np.zeros(len(centroids))
         place = partial(_place, assigner=assigner, losing=last_with_more)
         for at, placed in zip(order, in_order(pool, place, blocks, threads), strict=True):
-            if keep:
+            if number + 1 < len(passes) and not passes[number + 1][0]:
                 kept[at] = placed.kept
             _add(placed.x, placed.to, sums, counts)
-            if placed.away is not None:
-                _add(-placed.x, placed.away, sums, counts, -1)
+            left = np.flatnonzero(placed.away >= 0)
+            if len(left):
+                _add(-placed.x[left], placed.away[left], sums, counts, -1)
             if placed.lost is not None:
                 losses += np.bincount(placed.to, placed.lost, len(losses))
             done += placed.rows
@@ -128,25 +131,24 @@ def kmeans(
         if last_with_more:
             best = np.sort(np.argsort(-losses, kind="stable")[:k])
             sums, counts = sums[best], counts[best]
-        centroids = _moved(sums.copy() if keep else sums, counts.copy(), metric)
+        centroids = _moved(sums.copy(), counts.copy(), metric)
     return centroids
 
 
 def rows_looked_at(n: int, k: int) -> int:
     """How many rows ``progress`` counts in all."""
-    return 0 if n <= k else sum(-(-n // every) for _, every, _ in _passes(n, k))
+    return 0 if n <= k else sum(-(-n // every) for _, every in _passes(n, k))
 
 
 def kept_bytes(n: int, k: int) -> int:
     """What is kept of the rows of the sample between passes takes so much memory at most."""
-    return max(4 * (_KEPT + 1) * (n // every) for _, every, keep in _passes(n, k) if keep)
+    return 4 * (_KEPT + 1) * max(n // every for _, every in _passes(n, k))
 
 
-def _passes(n: int, k: int) -> list[tuple[bool, int, bool]]:
-    """The passes, each with as many rows as centroids need, and whether the next one needs what it finds."""
+def _passes(n: int, k: int) -> list[tuple[bool, int]]:
+    """The passes, each with as many rows as centroids need."""
     most = max(1, n // (_LEAST_PER_LIST * k))
-    following = [not anew for anew, _ in _PASSES[1:]] + [False]
-    return [(anew, min(every, most), keep) for (anew, every), keep in zip(_PASSES, following, strict=True)]
+    return [(anew, min(every, most)) for anew, every in _PASSES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +161,7 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Placed:
-    """A block's rows that come to lists ``to``, from the lists ``away`` where they were in some before.
+    """A block's rows ``x`` that come to lists ``to``, from ``away``: -1 where they were in none before.
 
     And what is kept of the block; and where it is asked what the rows would lose, how much farther the next
     centroid is.
@@ -168,7 +170,7 @@ class _Placed:
     rows: int
     x: FloatArray
     to: IntArray
-    away: NumberArray | None
+    away: IntArray
     kept: _Kept
     lost: FloatArray | None = None
 
@@ -179,19 +181,28 @@ def _place(
     """Find the lists of a block's rows: among all, or among those that were near before."""
     load, before = block
     x = load()
+    near, lost = None, None
     if losing:
         labels, lost = assigner.assign_and_next(x)
-        kept = _Kept(labels=labels.astype(np.int32), near=None)
-        return _Placed(rows=len(x), x=x, to=labels, away=None, kept=kept, lost=lost)
-    if before is None:
-        near = assigner.nearest(x, _KEPT)
-        labels = assigner.assign(x) if near is None else near[:, 0]
-        kept = _Kept(labels=labels.astype(np.int32), near=None if near is None else near.astype(np.int32))
-        return _Placed(rows=len(x), x=x, to=labels, away=None, kept=kept)
-    labels = assigner.assign(x) if before.near is None else assigner.among(x, before.near)
-    changed = np.flatnonzero(labels != before.labels)
-    kept = _Kept(labels=labels.astype(np.int32), near=before.near)
-    return _Placed(rows=len(x), x=x[changed], to=labels[changed], away=before.labels[changed], kept=kept)
+    elif before is None or len(before.labels) < len(x):  # of a part that ended within the block
+        found = assigner.nearest(x, _KEPT)
+        labels = assigner.assign(x) if found is None else found[:, 0]
+        near = None if found is None else found.astype(np.int32)
+    else:
+        near = before.near
+        labels = assigner.assign(x) if near is None else assigner.among(x, near)
+    away = np.full(len(x), -1, np.int64)
+    if before is not None:
+        away[: len(before.labels)] = before.labels
+    changed = np.flatnonzero(labels != away)
+    return _Placed(
+        rows=len(x),
+        x=x if len(changed) == len(x) else x[changed],
+        to=labels[changed],
+        away=away[changed],
+        kept=_Kept(labels=labels.astype(np.int32), near=near),
+        lost=lost,
+    )
 
 
 def _add(

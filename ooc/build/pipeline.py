@@ -64,6 +64,9 @@ from ooc.units import DEFAULT_MEMORY
 
 __all__ = ["build", "fill", "merge", "train"]
 
+#: How often private memory is looked at.
+_LOOK_SECONDS = 0.1
+
 
 def build(
     store: StoreLike,
@@ -192,13 +195,16 @@ class _Run:
         self._stop = stop
         self._stages: dict[str, dict[str, Any]] = {}
         self._template: Template | None = None
-        self._peak = 0
+        self._peak, self._looked = 0, 0.0
         self._began = time.monotonic()
 
     def _watch(self, event: Event) -> None:
         """What the run itself learns from the events."""
         if isinstance(event, Progress):
-            self._peak = max(self._peak, private_bytes())
+            # Asking the kernel takes half a millisecond, and there are thousands of events.
+            if event.time - self._looked >= _LOOK_SECONDS:
+                self._looked = event.time
+                self._peak = max(self._peak, private_bytes())
         elif isinstance(event, StageFinished):
             self._stages[event.stage] = {"seconds": event.seconds, **event.figures}
             workers = event.figures.get("workers_peak_bytes", 0)

@@ -81,11 +81,14 @@ class Promise:
         Witnesses, and those of them whose lists were scanned.
     by : str
         What they are: ``"rows"`` of the store, or ``"queries"`` that were given.
+    far : float, optional
+        How near to the nearest centroid one in twenty of them was not (``ooc.search.kind``).
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.queries, self.scanned = int(record["queries"]), int(record["scanned"])
         self.by = str(record["by"])
+        self.far = float(record["far"]) if "far" in record else None
         names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes")
         self._settings = {
             int(k): [Setting(**dict(zip(names, line, strict=True))) for line in lines]

@@ -19,6 +19,7 @@ from ooc.search.budget import Budget
 from ooc.search.exact import exhaustive
 from ooc.search.filters import Filter
 from ooc.search.info import figures
+from ooc.search.kind import Kind
 from ooc.search.promise import Choice, Promise, default_rerank
 from ooc.search.queries import as_queries
 from ooc.search.rerank import vectors
@@ -106,14 +107,20 @@ class Index:
         self._source = Source(str(layout.root), self._record, segment, store)
         #: One more than the largest id.
         self._id_end = int(self._record["plan"]["n"])
+        name, promise = str(layout.root), Promise.of(self._record)
         self._choice = Choice(
-            Promise.of(self._record),
-            name=str(layout.root),
+            promise,
+            name=name,
             n=self.n,
             nlist=self.nlist,
             lists_per_row=self.lists_per_row,
         )
-        self._stages = Stages(segment, self._source, self.metric, self._budget, id_end=self._id_end)
+        kind = None
+        if promise is not None and promise.far is not None:
+            kind = Kind(promise.far, metric=self.metric, by=promise.by, name=name)
+        self._stages = Stages(
+            segment, self._source, self.metric, self._budget, id_end=self._id_end, kind=kind
+        )
 
     def _open_segment(self, names: list[str], lists_per_row: int) -> None:
         if len(names) != 1 or not names[0].isalnum():
@@ -294,6 +301,7 @@ class Index:
         queries = as_queries(xq, self.d, self.metric)
         self._opened()
         allowed = self._allowed(filter)
+        promised = nprobe is None and allowed is None and self._choice.promise is not None
         nprobe, rerank = self._choice.settings(
             k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=allowed is not None
         )
@@ -305,6 +313,7 @@ class Index:
             exact=rerank > 0,
             allowed=allowed,
             counted=self._stages.counting(allowed),
+            promised=promised,
         )
         if len(queries) and self._compares_all(wanted, len(queries)):
             return *self._exhaustive(queries, wanted, trace), wanted

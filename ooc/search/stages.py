@@ -18,6 +18,7 @@ from ooc.mapping import Residency
 from ooc.search.best import best, once
 from ooc.search.budget import Budget
 from ooc.search.filters import Filter
+from ooc.search.kind import Kind
 from ooc.search.rerank import distances
 from ooc.search.scan import candidates
 from ooc.search.source import Source
@@ -45,6 +46,8 @@ class Wanted:
         Whether candidates are compared exactly.
     allowed, counted : Filter, AllowedInLists, optional
         Rows that count, and how many of them the lists hold.
+    promised : bool
+        Whether a recall was asked for, and the setting chosen by what was measured.
     """
 
     nprobe: int
@@ -53,6 +56,7 @@ class Wanted:
     exact: bool = True
     allowed: Filter | None = None
     counted: AllowedInLists | None = None
+    promised: bool = False
 
     @property
     def queries_bytes(self) -> int:
@@ -72,13 +76,22 @@ class Stages:
     budget : Budget
     id_end : int
         One more than the largest id: what a damaged file may not exceed.
+    kind : Kind, optional
+        Looks at queries for which a recall is promised.
     """
 
     def __init__(
-        self, segment: Segment, source: Source, metric: Metric, budget: Budget, *, id_end: int
+        self,
+        segment: Segment,
+        source: Source,
+        metric: Metric,
+        budget: Budget,
+        *,
+        id_end: int,
+        kind: Kind | None = None,
     ) -> None:
         self._segment, self._source, self._metric = segment, source, metric
-        self._budget, self._id_end = budget, id_end
+        self._budget, self._id_end, self._kind = budget, id_end, kind
         self._residency = Residency()
 
     def search(
@@ -91,6 +104,8 @@ class Stages:
         with trace.time("coarse"):
             y = segment.transform(queries)
             coarse, lists = self._lists(y, wanted, entries, ahead)
+            if wanted.promised and self._kind is not None:
+                self._kind.look(coarse[:, 0], y)
         if not lists.shape[1]:  # nothing is allowed
             nothing = np.full((len(queries), 1), -1, np.int64)
             return best(np.zeros(nothing.shape, np.float32), nothing, wanted.k, metric)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ooc.engine import Exact, Nearest
+from ooc.engine import Exact, Look, Nearest
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import pick
 
@@ -53,19 +53,19 @@ class Assigner:
     (unit centroids) with the largest ``x·c``. Few centroids are all compared, and ties go to the
     lower number; many are found through a sketch (``ooc.engine.Nearest``), which misses the nearest
     for a row in a thousand and then gives one almost as near. Without ``sketch`` none is made, for those
-    who ask ``among`` alone; of centroids that moved a little from those of another assigner, ``like`` it, one
-    is made soon.
+    who ask ``among`` alone; of centroids that moved a little from those of another assigner, ``like`` its
+    ``look``, one is made soon.
     """
 
     def __init__(
-        self, centroids: FloatArray, metric: Metric, *, sketch: bool = True, like: Assigner | None = None
+        self, centroids: FloatArray, metric: Metric, *, sketch: bool = True, like: Look | None = None
     ) -> None:
         self.nlist, d = centroids.shape
         self._l2 = metric == "l2"
         self._exact = Exact(centroids, metric)
         self._nearest: Nearest | None = None
         if sketched(self.nlist, d) and sketch:
-            self._nearest = Nearest(self._exact, metric, None if like is None else like._nearest)
+            self._nearest = Nearest(self._exact, metric, like)
         self._half: FloatArray | None = None
         if self._l2 and self._nearest is None:
             self._half = np.einsum("ij,ij->i", self._exact.rows, self._exact.rows) / np.float32(2)
@@ -79,6 +79,11 @@ class Assigner:
         found = self._exact.compare(x, numbers)
         best = found.argmin(axis=1) if self._l2 else found.argmax(axis=1)
         return pick(numbers, best[:, None])[:, 0].astype(np.int64)
+
+    @property
+    def look(self) -> Look | None:
+        """How the sketch looks at centroids; None without one."""
+        return None if self._nearest is None else self._nearest.look
 
     @property
     def basis(self) -> FloatArray | None:

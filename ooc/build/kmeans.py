@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from ooc.build.assign import Assigner
 from ooc.build.workers import Pool, in_order
+from ooc.engine import Look
 from ooc.types import FloatArray, IntArray, Metric
 
 __all__ = ["Rows", "kept_bytes", "kmeans", "rows_looked_at"]
 
-#: Numbers of centroids, in half the bytes.
-NumberArray = NDArray[np.int32]
+#: Numbers of centroids, in few bytes.
+NumberArray = NDArray[np.integer[Any]]
 
 _BLOCK = 1024
 #: Passes over the sample: whether each looks for near centroids anew, or only of rows that come into it; and
@@ -98,7 +99,7 @@ def kmeans(
     drawn = -(-sample.n // passes[0][1])
     begin = min(k + int(_MORE * k), drawn)
     centroids = _finish(sample.take(np.sort(rng.choice(drawn, begin, replace=False))), metric)
-    sketched: Assigner | None = None
+    look: Look | None = None
     kept: dict[int, _Kept] = {}
     done = 0
     for number, (anew, every) in enumerate(passes):
@@ -107,8 +108,8 @@ def kmeans(
         first = -(-sample.n // every)
         order = range(-(-first // _BLOCK))[:: -1 if backwards else 1]
         more = anew or every < passes[number - 1][1]
-        assigner = Assigner(centroids, metric, sketch=more, like=sketched)
-        sketched = assigner if more else sketched
+        assigner = Assigner(centroids, metric, sketch=more, like=look)
+        look = assigner.look or look
         last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
         loads = sample.iterate(_BLOCK, first=first, backwards=backwards)
         if anew:
@@ -142,7 +143,12 @@ def rows_looked_at(n: int, k: int) -> int:
 
 def kept_bytes(n: int, k: int) -> int:
     """What is kept of the rows of the sample between passes takes so much memory at most."""
-    return 4 * (_KEPT + 1) * max(n // every for _, every in _passes(n, k))
+    return _number(k).itemsize * (_KEPT + 1) * max(n // every for _, every in _passes(n, k))
+
+
+def _number(k: int) -> np.dtype[Any]:
+    """What holds the numbers of ``k`` centroids."""
+    return np.dtype(np.uint16 if k <= 1 << 16 else np.int32)
 
 
 def _passes(n: int, k: int) -> list[tuple[bool, int]]:
@@ -187,7 +193,7 @@ def _place(
     elif before is None or len(before.labels) < len(x):  # of a part that ended within the block
         found = assigner.nearest(x, _KEPT)
         labels = assigner.assign(x) if found is None else found[:, 0]
-        near = None if found is None else found.astype(np.int32)
+        near = None if found is None else found.astype(_number(assigner.nlist))
     else:
         near = before.near
         labels = assigner.assign(x) if near is None else assigner.among(x, near)
@@ -200,7 +206,7 @@ def _place(
         x=x if len(changed) == len(x) else x[changed],
         to=labels[changed],
         away=away[changed],
-        kept=_Kept(labels=labels.astype(np.int32), near=near),
+        kept=_Kept(labels=labels.astype(_number(assigner.nlist)), near=near),
         lost=lost,
     )
 

@@ -229,7 +229,7 @@ class _Drawing:
         store, plan = self._store, self._plan
         here = np.sort(np.concatenate([np.array(self._part(_PARTS[part]), np.int64) for part in parts]))
         # One at a time where rows are decoded: that is done by several threads as it is.
-        ahead = plan.threads if store.mapped else 0
+        ahead = 0 if not store.mapped else 1 if self._pool is self._own else plan.threads
         flushing, done, flushed = self._flusher.submit(self._file.flush, keep=True), 0, 0
         for some, bits, bad in in_order(self._pool, self._read, self._batches(here), ahead):
             rows = self._rows[some]

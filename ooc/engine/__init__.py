@@ -25,7 +25,7 @@ from ooc.engine.codec import (
 )
 from ooc.engine.distances import pairs
 from ooc.engine.lists import DiskLists
-from ooc.engine.nearest import Exact, Nearest
+from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
 from ooc.engine.sketch import Sketch, sketch_bytes, sketched
 
@@ -35,6 +35,7 @@ __all__ = [
     "Codec",
     "DiskLists",
     "Exact",
+    "Look",
     "Nearest",
     "Selector",
     "Sketch",

@@ -7,7 +7,7 @@ result is the nearest centroid for nearly all rows, and for the rest one almost 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -18,7 +18,7 @@ from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, compare, directions, project
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import pick
 
-__all__ = ["Exact", "Nearest"]
+__all__ = ["Exact", "Look", "Nearest"]
 
 #: Directions that are kept at most; each pair of them becomes one 4-bit code.
 _DIRECTIONS = 160
@@ -51,14 +51,21 @@ class Exact:
         return compare(self._index, vectors(x, self._d), numbers)
 
 
+class Look(NamedTuple):
+    """How centroids are looked at: in which directions, and by which codes of these."""
+
+    basis: FloatArray
+    rest: FloatArray
+    scan: Any
+
+
 class Nearest:
     """Finds the nearest of ``(k, d)`` centroids through a sketch of them.
 
     Nearest is the largest product for ``ip`` and ``cosine`` (unit centroids), the smallest distance
     for ``l2``. The same centroids give the same sketch, and a row the same answer in any block.
     Safe from several threads; each call uses the calling thread alone if that is its setting. Of
-    centroids near to those of another one, ``like`` it, a sketch is made much sooner: by the same
-    directions and the same codes of them.
+    centroids near to those of another one, ``like`` its ``look``, a sketch is made much sooner.
 
     Attributes
     ----------
@@ -66,24 +73,25 @@ class Nearest:
         Centroids that look farther than the nearest one by more than this are not compared.
     basis : (d, m) float32
         The directions of the sketch: orthogonal, each of length 1 or, turned together, less.
+    look : Look
+        How the centroids are looked at, without them.
     """
 
-    def __init__(self, exact: Exact, metric: Metric, like: Nearest | None = None) -> None:
+    def __init__(self, exact: Exact, metric: Metric, like: Look | None = None) -> None:
         self._exact = exact
         k, self._d = exact.rows.shape
         self._l2 = metric == "l2"
         with threads_limited(1):
+            basis, rest = directions(exact.rows, self._l2, _DIRECTIONS) if like is None else like[:2]
+            sketch = project(exact.rows, basis, rest, self._l2)
             if like is None:
-                self.basis, self._rest = directions(exact.rows, self._l2, _DIRECTIONS)
-                sketch = project(exact.rows, self.basis, self._rest, self._l2)
                 self._scan = self._index(sketch)
                 self._scan.train(sketch)
             else:
-                self.basis, self._rest = like.basis, like._rest
-                sketch = project(exact.rows, self.basis, self._rest, self._l2)
-                self._scan = faiss.clone_index(like._scan)
+                self._scan = faiss.clone_index(like.scan)
                 self._scan.reset()
             self._scan.add(sketch)
+            self.basis, self.look = basis, Look(basis, rest, self._scan)
             self._top = min(_CANDIDATES, k)
             self.margin = float(_MARGIN * self._spread())
 

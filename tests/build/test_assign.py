@@ -85,7 +85,7 @@ def test_a_sketch_of_centroids_that_moved_finds_as_one_made_anew() -> None:
     x = unit(embeddings(6000, 300, topics=300))
     centroids, rows = x[:2048], x[2048:]
     moved = unit(centroids + 0.1 * unit(x[2048:4096]))
-    before = Assigner(centroids, "cosine")
+    before = Assigner(centroids, "cosine").look
     best = scores(rows, moved, "cosine").argmax(axis=1)
     like, anew = (Assigner(moved, "cosine", like=one).assign(rows) for one in (before, None))
     assert (like == best).mean() >= (anew == best).mean() - 0.02

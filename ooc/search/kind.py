@@ -19,7 +19,7 @@ __all__ = ["FAR", "Kind", "nearness"]
 #: The share of the witnesses that lie farther from all centroids than what is called far.
 FAR = 0.05
 #: Nothing is said before so many queries, and where no more than this share of them is far.
-_QUERIES, _MANY = 64, 0.3
+_QUERIES, _MANY = 64, 0.25
 
 
 def nearness(coarse: FloatArray, y: FloatArray, metric: Metric) -> AnyArray:

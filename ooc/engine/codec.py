@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,11 @@ class Codec:
         self._l2 = int(self._ivf.metric_type) == faiss.METRIC_L2
         kind = type(self._ivf).__name__
         self._sign_bits = kind == "IndexIVFRaBitQ" and int(self._ivf.rabitq.nb_bits) == 1
-        self._steps = [
+
+    @functools.cached_property
+    def _steps(self) -> list[Callable[[FloatArray], FloatArray]]:
+        """What ``transform`` does; made when rows are first transformed: a search does without."""
+        return [
             Rotation(step).apply if type(step).__name__ == "HadamardRotation" else step.apply
             for step in self._chain
         ]

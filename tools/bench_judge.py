@@ -13,27 +13,21 @@ import sys
 from bench_recall import CANDIDATES, ID_BYTES, K, probes, queries_of, recall
 
 import ooc
-from ooc.index.layout import Layout
 from ooc.index.segment import Segment
 
 
 def main() -> None:
     path, truth = sys.argv[1:]
-    layout = Layout.of(path)
     curve: list[dict[str, float]] = []
     with ooc.open_index(path) as index:
-        names = [entry["name"] for entry in index.info()["segments"]]
-        lists_per_row = layout.read_header().lists_per_row
-        segments = [Segment(layout.segment(name), lists_per_row) for name in names]
+        segment = index._opened()
         for nprobe in probes(index.nlist):
             point: dict[str, float] = {"nprobe": nprobe}
             for name, xq, exact in queries_of(truth):
                 if "list_bytes_per_query" not in point:
-                    point["list_bytes_per_query"] = sum(_bytes(s, xq, nprobe) for s in segments) / len(xq)
+                    point["list_bytes_per_query"] = _bytes(segment, xq, nprobe) / len(xq)
                 point[name] = recall(index.search(xq, K, nprobe=nprobe, rerank=CANDIDATES)[1], exact)
             curve.append(point)
-        for segment in segments:
-            segment.close()
     print(json.dumps(curve))
 
 

@@ -11,19 +11,23 @@ and seed give the same table.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ooc.build.order import choose_order
 from ooc.build.plan import Plan
 from ooc.build.sizes import MOST_CANDIDATES, ORDER_BYTES, SCANNED
 from ooc.build.witness import DEEP, Nearest, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.errors import Stopped
 from ooc.events import Observer, Stage, ignore, stage
+from ooc.index.layout import SegmentLayout
 from ooc.index.segment import Segment
 from ooc.search.best import best, once
 from ooc.search.budget import Budget
@@ -49,21 +53,27 @@ _GAIN = 5e-4
 
 def calibrate(
     plan: Plan,
-    segment: Segment,
+    place: SegmentLayout,
+    spread: FloatArray,
+    sketch: Path,
     witnesses: Witnesses,
     nearest: Nearest,
     *,
     observer: Observer = ignore,
     stop: threading.Event | None = None,
-) -> dict[str, Any]:
-    """Measure recall over a grid of settings; the record of it, JSON-ready.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Choose the order of the lists and measure recall over a grid of settings; their records, JSON-ready.
 
     Parameters
     ----------
     plan : Plan
         Metric, and how long a row is that a search reads.
-    segment : Segment
+    place : SegmentLayout
         The merged lists.
+    spread : (nlist,) float32
+        How far the rows of each list spread.
+    sketch : Path
+        Where the sketch of the centroids is to be written, if there is to be one.
     witnesses, nearest : Witnesses, Nearest
         Queries and their true neighbours.
     observer : callable
@@ -73,7 +83,9 @@ def calibrate(
 
     Returns
     -------
-    dict
+    order : dict
+        ``handicap``: the strength of it. ``sketch``: whether there is one.
+    calibration : dict
         ``by``: what was asked, ``"rows"`` or ``"queries"``. ``queries`` and ``scanned``: how many witnesses.
         ``far``: how near to a centroid one in twenty was not.
         ``settings``: by k (text), lines of ``nprobe``, ``candidates``, ``recall``, its lower bound, and
@@ -81,9 +93,20 @@ def calibrate(
         cheapest on. Empty where there are no witnesses.
     """
     queries = len(witnesses.x)
-    if not queries:
-        return {}
-    with stage(observer, "calibrate", queries, unit="queries") as at, workers(plan.threads) as pool:
+    with (
+        stage(observer, "calibrate", queries, unit="queries") as at,
+        workers(plan.threads) as pool,
+        contextlib.ExitStack() as opened,
+    ):
+        segment = opened.enter_context(contextlib.closing(Segment(place, plan.lists_per_row)))
+        order = choose_order(segment, plan, spread, witnesses.x, nearest, sketch, pool, stop)
+        said = {
+            "handicap": 0.0 if order.handicap is None else order.handicap.strength,
+            "sketch": order.sketch is not None,
+        }
+        if not queries:
+            return said, {}
+        segment = opened.enter_context(contextlib.closing(Segment(place, plan.lists_per_row, order)))
         steps = _grid(segment.nlist)
         within, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
         some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, stop)
@@ -92,10 +115,10 @@ def calibrate(
             str(measured.k): _frontier(measured, list_bytes, row_bytes)
             for measured in _measured(steps, within, some, scans, nearest, witnesses.deep, plan.n)
         }
-        at.figures.update(queries=queries, scanned=len(some))
+        at.figures.update(queries=queries, scanned=len(some), handicap=said["handicap"])
     by = "queries" if plan.queries else "rows"
     far = round(float(np.quantile(near, FAR)), 6)
-    return {"by": by, "queries": queries, "scanned": len(some), "far": far, "settings": settings}
+    return said, {"by": by, "queries": queries, "scanned": len(some), "far": far, "settings": settings}
 
 
 def _grid(last: int) -> IntArray:

@@ -206,8 +206,11 @@ def _neighbours(store: Store, plan: Plan, build: BuildLayout, template: Template
             hint="Run the `ooc train` or `ooc build` that began this again: it writes them anew.",
         )
     if witnesses is None:  # whoever comes first draws them, and any would draw the same
-        witnesses = Witnesses.draw(store, plan)
-        witnesses.save(build)
+        with lease(build.witnesses_lease, wait=True):
+            witnesses = Witnesses.load(build)
+            if witnesses is None:
+                witnesses = Witnesses.draw(store, plan)
+                witnesses.save(build)
     return Neighbours(witnesses, plan.metric, shards_done(build), template.basis)
 
 

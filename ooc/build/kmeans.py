@@ -73,8 +73,8 @@ def kmeans(
     *,
     progress: Callable[[int], None],
     threads: int,
-) -> FloatArray:
-    """``k`` centroids of a sample on disk.
+) -> tuple[FloatArray, FloatArray]:
+    """``k`` centroids of a sample on disk, and how far the rows of each spread.
 
     Parameters
     ----------
@@ -87,18 +87,22 @@ def kmeans(
 
     Returns
     -------
-    (k, d) float32
+    centroids : (k, d) float32
         Of unit length where the metric is ``ip`` or ``cosine``. Where there are fewer rows than
         centroids, rows repeat.
+    spread : (k,) float32
+        For ``l2`` the mean squared distance of the rows of a list to their mean, else the length of
+        their mean; as further rows of their kind would have it. All alike where there are too few rows.
     """
     rng = np.random.default_rng([seed, k])
     if sample.n <= k:
-        return _finish(sample.take(np.arange(k) % sample.n), metric)
+        return _finish(sample.take(np.arange(k) % sample.n), metric), np.ones(k, np.float32)
     passes = _passes(sample.n, k)
     # Of the rows of the first pass: further ones may not have been read yet.
     drawn = -(-sample.n // passes[0][1])
     begin = min(k + int(_MORE * k), drawn)
     centroids = _finish(sample.take(np.sort(rng.choice(drawn, begin, replace=False))), metric)
+    sums = _Sums(centroids, unit=metric == "cosine")
     look: Look | None = None
     kept: dict[int, _Kept] = {}
     done = 0
@@ -113,7 +117,7 @@ def kmeans(
         last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
         loads = sample.iterate(_BLOCK, first=first, backwards=backwards)
         if anew:
-            sums, counts = np.zeros_like(centroids), np.zeros(len(centroids), np.int64)
+            sums = _Sums(centroids, unit=metric == "cosine")
             kept.clear()
         blocks = ((load, kept.get(at)) for at, load in zip(order, loads, strict=True))
         losses = np.zeros(len(centroids))
@@ -121,19 +125,18 @@ def kmeans(
         for at, placed in zip(order, in_order(pool, place, blocks, threads), strict=True):
             if number + 1 < len(passes) and not passes[number + 1][0]:
                 kept[at] = placed.kept
-            _add(placed.x, placed.to, sums, counts)
+            sums.add(placed.x, placed.to)
             left = np.flatnonzero(placed.away >= 0)
             if len(left):
-                _add(-placed.x[left], placed.away[left], sums, counts, -1)
+                sums.take(placed.x[left], placed.away[left])
             if placed.lost is not None:
                 losses += np.bincount(placed.to, placed.lost, len(losses))
             done += placed.rows
             progress(done)
         if last_with_more:
-            best = np.sort(np.argsort(-losses, kind="stable")[:k])
-            sums, counts = sums[best], counts[best]
-        centroids = _moved(sums.copy(), counts.copy(), metric)
-    return centroids
+            sums.keep(np.sort(np.argsort(-losses, kind="stable")[:k]))
+        centroids = _moved(sums.rows.copy(), sums.counts.copy(), metric)
+    return centroids, sums.spread(metric)
 
 
 def rows_looked_at(n: int, k: int) -> int:
@@ -211,26 +214,63 @@ def _place(
     )
 
 
-def _add(
-    x: FloatArray, labels: NDArray[np.integer[Any]], sums: FloatArray, counts: IntArray, sign: int = 1
-) -> None:
-    """Add the rows of a block to the sums of their lists, and ``sign`` for each to the counts."""
-    k = len(sums)
-    counts += sign * np.bincount(labels, minlength=k)
-    if k <= _DENSE_UP_TO:
-        members = np.zeros((k, len(x)), np.float32)
-        members[labels, np.arange(len(x))] = 1
-        sums += members @ x
-        return
-    # In a block most lists have one row or few: the first of each are added at once, then the second.
-    order = np.argsort(labels, kind="stable")
-    numbers, first, size = np.unique(labels[order], return_index=True, return_counts=True)
-    for i in range(_ONE_BY_ONE):
-        some = size > i
-        sums[numbers[some]] += x[order[first[some] + i]]
-    for number, begin, count in zip(numbers, first, size, strict=True):
-        if count > _ONE_BY_ONE:
-            sums[number] += x[order[begin + _ONE_BY_ONE : begin + count]].sum(axis=0)
+class _Sums:
+    """Of each list the sum of its rows, of their squared lengths, and how many there are."""
+
+    def __init__(self, centroids: FloatArray, *, unit: bool) -> None:
+        self.rows: FloatArray = np.zeros_like(centroids)
+        self.counts = np.zeros(len(centroids), np.int64)
+        #: None of unit rows: each is 1.
+        self._squares = None if unit else np.zeros(len(centroids))
+
+    def add(self, x: FloatArray, labels: IntArray) -> None:
+        """Add the rows of a block."""
+        self._number(x, labels, 1)
+        self._add(x, labels)
+
+    def take(self, x: FloatArray, labels: IntArray) -> None:
+        """Take rows away that were added before."""
+        self._number(x, labels, -1)
+        self._add(-x, labels)
+
+    def keep(self, lists: IntArray) -> None:
+        """Keep only these lists."""
+        self.rows, self.counts = self.rows[lists], self.counts[lists]
+        self._squares = None if self._squares is None else self._squares[lists]
+
+    def spread(self, metric: Metric) -> FloatArray:
+        """How far the rows of each list spread, see ``kmeans``; the usual where a list has too few to say."""
+        n = self.counts.astype(np.float64)
+        squares = (n if self._squares is None else self._squares) / np.maximum(n, 1)
+        mean = np.einsum("ij,ij->i", self.rows, self.rows, dtype=np.float64) / np.maximum(n, 1) ** 2
+        # A mean lies nearer to its own rows than to others: so much of its square is chance.
+        around = np.maximum(squares - mean, 0) * n / np.maximum(n - 1, 1)
+        spread = around if metric == "l2" else np.sqrt(np.maximum(squares - around, 0))
+        known = n > 1
+        return np.where(known, spread, spread[known].mean() if known.any() else 1).astype(np.float32)
+
+    def _number(self, x: FloatArray, labels: IntArray, sign: int) -> None:
+        self.counts += sign * np.bincount(labels, minlength=len(self.counts))
+        if self._squares is not None:
+            squares = np.einsum("ij,ij->i", x, x)
+            self._squares += sign * np.bincount(labels, squares, len(self._squares))
+
+    def _add(self, x: FloatArray, labels: IntArray) -> None:
+        k = len(self.rows)
+        if k <= _DENSE_UP_TO:
+            members = np.zeros((k, len(x)), np.float32)
+            members[labels, np.arange(len(x))] = 1
+            self.rows += members @ x
+            return
+        # In a block most lists have one row or few: the first of each are added at once, then the second.
+        order = np.argsort(labels, kind="stable")
+        numbers, first, size = np.unique(labels[order], return_index=True, return_counts=True)
+        for i in range(_ONE_BY_ONE):
+            some = size > i
+            self.rows[numbers[some]] += x[order[first[some] + i]]
+        for number, begin, count in zip(numbers, first, size, strict=True):
+            if count > _ONE_BY_ONE:
+                self.rows[number] += x[order[begin + _ONE_BY_ONE : begin + count]].sum(axis=0)
 
 
 def _moved(sums: FloatArray, counts: IntArray, metric: Metric) -> FloatArray:

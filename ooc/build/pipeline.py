@@ -56,6 +56,7 @@ from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
 from ooc.index.layout import Header, Layout
 from ooc.index.lock import holder, publisher
+from ooc.index.order import read_spread
 from ooc.index.segment import Segment
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.stores import Store, open_store
@@ -368,28 +369,32 @@ class _Run:
         )
 
     def _calibrate(self, there: Begun, plan: Plan) -> dict[str, Any]:
-        """What recall the merged lists have, measured where that was not done yet."""
+        """The order of the merged lists and what recall they have, measured where that was not done yet."""
         build = there.build
         if build.calibration.exists():
             return read_json(build.calibration, what="the calibration")
         witnesses = Witnesses.load(build)
         earlier = self.layout.generation(FIRST_GENERATION)
         if witnesses is None and earlier.exists():  # published before, and no longer the live one
-            return dict(read_json(earlier, what="the generation").get("calibration", {}))
+            before = read_json(earlier, what="the generation")
+            return {key: before[key] for key in ("order", "calibration") if key in before}
         moved = is_done(self.layout.segment(FIRST_SEGMENT), plan)
         place = self.layout.segment(FIRST_SEGMENT) if moved else build.segment
-        record: dict[str, Any] = {}
+        record: dict[str, Any] = {"order": {"handicap": 0.0, "sketch": False}, "calibration": {}}
         if witnesses is not None:
             nearest = neighbours_found(shards_done(build), witnesses.depth, plan.lists_per_row)
-            with contextlib.closing(Segment(place, plan.lists_per_row, self.layout.sketch())) as segment:
-                record = calibrate(plan, segment, witnesses, nearest, observer=self._emit, stop=self._stop)
+            watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
+            spread = read_spread(self.layout)
+            order, calibration = calibrate(plan, place, spread, build.sketch, witnesses, nearest, **watched)
+            record = {"order": order, "calibration": calibration}
         write_json(build.calibration, record)
         return record
 
     def publish(self, there: Begun, plan: Plan) -> dict[str, Any]:
         """Calibrate, and publish the segment; the figures."""
-        calibration = self._calibrate(there, plan)
-        record = publish(plan, self.layout, self._report(plan), calibration, observer=self._emit)
+        measured = self._calibrate(there, plan)
+        report = self._report(plan)
+        record = publish(plan, self.layout, report, measured, there.build.sketch, observer=self._emit)
         return self._figures(record, already_built=False)
 
     def shard_figures(self, there: Begun) -> dict[str, Any]:
@@ -423,13 +428,15 @@ class _Run:
 
     def _figures(self, record: Mapping[str, Any], *, already_built: bool) -> dict[str, Any]:
         segments = [self.layout.segment(segment["name"]).root for segment in record["segments"]]
+        sketch = self.layout.sketch(record["generation"])
+        sketch_bytes = sketch.stat().st_size if sketch.exists() else 0
         return {
             "index": str(self.layout.root),
             "generation": record["generation"],
             "rows": record["rows"],
             "skipped_rows": record["skipped_rows"],
             "zero_rows": record["zero_rows"],
-            "bytes": sum(bytes_below(path) for path in (self.layout.template, *segments)),
+            "bytes": sum(bytes_below(path) for path in (self.layout.template, *segments)) + sketch_bytes,
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
             "already_built": already_built,

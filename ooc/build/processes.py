@@ -185,7 +185,8 @@ class _Worker:
         """Why it failed, as an error."""
         code = self.process.returncode
         if self.error is not None:
-            classes = [getattr(errors, name) for name in errors.__all__]
+            named = (getattr(errors, name) for name in errors.__all__)
+            classes = [one for one in named if issubclass(one, OocError)]
             cls = next((one for one in classes if one.exit_code == code), OocError)
             made: OocError = cls(self.error["message"], kind=self.error["kind"], hint=self.error["hint"])
             return made

@@ -6,6 +6,7 @@ is what a reader looks at. Before that last step the index is as it was; after i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ooc.build.merge import is_done
@@ -24,7 +25,8 @@ def publish(
     plan: Plan,
     layout: Layout,
     report: dict[str, Any],
-    calibration: dict[str, Any],
+    measured: dict[str, Any],
+    sketch: Path,
     *,
     observer: Observer = ignore,
 ) -> dict[str, Any]:
@@ -38,8 +40,10 @@ def publish(
         The index directory.
     report : dict
         Times and figures, kept beside the record: unlike it, they differ from run to run.
-    calibration : dict
-        What ``calibrate`` measured.
+    measured : dict
+        What ``calibrate`` measured: ``order`` and ``calibration``.
+    sketch : Path
+        The sketch that it made, where it did.
     observer : callable
         Is told events.
     """
@@ -56,9 +60,9 @@ def publish(
             **counts,
             "segments": [{"name": FIRST_SEGMENT, "rows": written["rows"]}],
             "plan": plan.identity,
-            "calibration": calibration,
+            **measured,
             "store": {"uri": plan.store, "format": plan.store_format, "mapped": plan.mapped},
         }
-        layout.publish(FIRST_GENERATION, record, {**report, **counts})
+        layout.publish(FIRST_GENERATION, record, {**report, **counts}, sketch)
         at.tell(1)
     return record

@@ -74,7 +74,7 @@ def _distinct(rows: IntArray) -> IntArray:
     return rows[first]
 
 
-def npy_header(shape: tuple[int, int], dtype: np.dtype[np.generic]) -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
     """The header of an ``.npy`` file, padded to 4096 bytes so that rows keep to pages where they can."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -151,7 +151,10 @@ class Sizes:
         # Witnesses, transformed; neighbours as the shards kept them, and in order; then the scans.
         each = 4 * (self.store.d + self.factory.d_code) + 6 * 20 * _NEIGHBOURS
         lists = 2 * 12 * self.factory.nlist
-        return self.witnesses * each + ORDER_BYTES + SCANNED * (lists + 6 * 12 * MOST_CANDIDATES)
+        scans = self.witnesses * each + ORDER_BYTES + SCANNED * (lists + 6 * 12 * MOST_CANDIDATES)
+        # Before them the sketch is made: centroids in few directions, and copies of these.
+        shape = self.factory.nlist, self.factory.d_code
+        return max(scans, 16 * sketch_bytes(*shape) if sketched(*shape) else 0)
 
     def _train(self) -> int:
         # The centroids, their sums, and copies while they change; what is kept of each row between passes;
@@ -219,7 +222,7 @@ class Sizes:
         parts = {
             "lists": n * self._lists * (self.factory.code_size + 8),
             "header": header,
-            "template": header + nlist * 4 * self.store.d,
+            "template": header + nlist * 4 * (self.store.d + 1),
         }
         if sketched(nlist, self.factory.d_code) and not self.factory.graph:
             parts["template"] += sketch_bytes(nlist, self.factory.d_code)

@@ -16,7 +16,7 @@ from ooc.build.sample import Sample, draw, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import Pool
 from ooc.durable import DurableFile, make_directory, read_json, write_json
-from ooc.engine import Codec, Sketch, sketched
+from ooc.engine import Codec
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
@@ -118,28 +118,25 @@ def train(
             Stopped.raise_if(stop)
 
         placed = rows if codec.isometric else _Transformed(rows, codec)
-        centroids = kmeans(
+        centroids, spread = kmeans(
             placed, plan.nlist, plan.metric, plan.seed, pool, progress=told, threads=plan.threads
         )
         codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
         Stopped.raise_if(stop)
         codec.train_code(codec.transform(rows.take(some if codec.code_needs_rows else some[:1])))
-        _write(layout, plan, codec, centroids)
+        _write(layout, plan, codec, centroids, spread)
         at.figures["nlist"] = plan.nlist
         return Template(codec=codec, assigner=Assigner(centroids, plan.metric))
 
 
-def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray) -> None:
+def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray, spread: FloatArray) -> None:
     make_directory(layout.template)
     checksums = {layout.template_file.name: codec.save(layout.template_file)}
-    with DurableFile(layout.centroids_file) as file:
-        file.write(npy_header((plan.nlist, centroids.shape[1]), np.dtype(np.float32)))
-        file.write(centroids)
-        checksums[layout.centroids_file.name] = file.checksums()
-    if sketched(plan.nlist, codec.d_code) and not codec.has_graph:
-        # In transformed space: queries have been transformed when their lists are looked for.
-        sketch = Sketch.make(codec.centroids(), plan.metric)
-        checksums[layout.sketch_file.name] = sketch.save(layout.sketch_file)
+    for path, array in ((layout.centroids_file, centroids), (layout.spread_file, spread)):
+        with DurableFile(path) as file:
+            file.write(npy_header(array.shape, array.dtype))
+            file.write(array)
+            checksums[path.name] = file.checksums()
     record = {
         "plan": plan.digest,
         "factory": plan.factory,

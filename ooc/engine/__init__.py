@@ -3,8 +3,8 @@
 ``Codec`` is the trained, empty index (the template): it rotates rows, encodes them against their
 list, and writes the header that makes faiss open a file of lists. ``DiskLists`` is that header and
 file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows,
-and ``Exact`` compares rows with given centroids; a search finds lists by a ``Sketch``. ``pairs`` computes
-exact distances where the rows lie.
+and ``Exact`` compares rows with given centroids; a search finds lists by a ``Sketch``, in an order that a
+``Handicap`` changes. ``pairs`` computes exact distances where the rows lie.
 
 What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
 kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
@@ -24,6 +24,7 @@ from ooc.engine.codec import (
     version,
 )
 from ooc.engine.distances import pairs
+from ooc.engine.handicap import Handicap
 from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
@@ -35,6 +36,7 @@ __all__ = [
     "Codec",
     "DiskLists",
     "Exact",
+    "Handicap",
     "Look",
     "Nearest",
     "Selector",

@@ -11,28 +11,18 @@ from typing import Any
 import faiss
 import numpy as np
 
+from ooc.engine.coarse import Coarse
 from ooc.engine.codec import ID_BYTES, Codec, check_platform, read_index, vectors
+from ooc.engine.handicap import Handicap
 from ooc.engine.select import Selector
-from ooc.engine.sketch import Sketch, compare
 from ooc.errors import IndexDirError
-from ooc.mapping import advise_random, advise_soon, let_go
+from ooc.mapping import advise_random, let_go
 from ooc.types import FloatArray, IntArray
-from ooc.vectors import pick
 
 __all__ = ["DiskLists"]
 
-#: Centroids that a sketch proposes for each list that is probed, and so many more. Of 1M x 1024 rows in
-#: 4096 lists, .995 to .999 of the nearest 16 to 256 are among them (twice as many: .98 to .99).
-_SKETCH_TIMES = 3
-_SKETCH_MORE = 16
-#: Queries whose lists are found together: bounds the memory of what a sketch proposes.
-_COARSE_QUERIES = 1024
-
 #: ``parallel_mode`` of a scan: queries are divided among threads, and a query alone has one.
 _BY_QUERIES = 3
-
-#: Where more than one in so many centroids is wanted, all are asked for: it takes less advice.
-_MOST_OF_ALL = 4
 
 #: A header ends with the number of bytes of its lists.
 _END_BYTES = 8
@@ -55,6 +45,8 @@ class DiskLists:
         What ``Codec.save_header`` wrote, and the lists.
     sketch : Path, optional
         What ``Sketch.save`` wrote, of the centroids in transformed space; without, all are compared.
+    handicap : Handicap, optional
+        In which order lists are found, and a sketch proposes them; without, the nearest comes first.
 
     Attributes
     ----------
@@ -62,13 +54,14 @@ class DiskLists:
         Entries of each list, and the byte where it begins.
     """
 
-    def __init__(self, header: Path, lists: Path, sketch: Path | None = None) -> None:
+    def __init__(
+        self, header: Path, lists: Path, sketch: Path | None = None, handicap: Handicap | None = None
+    ) -> None:
         check_platform()
         flags = faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
         # Centroids are mapped: they are the kernel's to take back.
         self._codec = Codec(read_index(header, flags | faiss.IO_FLAG_MMAP_IFC))
         self._ivf = self._codec._ivf
-        self._quantizer = faiss.downcast_index(self._ivf.quantizer)
         self._lists = faiss.downcast_InvertedLists(self._ivf.invlists)
         if type(self._lists).__name__ != "OnDiskInvertedLists":
             raise IndexDirError(f"{header} does not point to lists on disk", kind="index-damaged")
@@ -82,13 +75,10 @@ class DiskLists:
         self._lists.do_mmap()
         self._ivf.parallel_mode = _BY_QUERIES
         self._ranging = threading.Lock()
-        self._sketch = None if sketch is None else Sketch.load(sketch, self.nlist, self.d_code)
+        self._coarse = Coarse(self._codec, sketch, handicap)
         self._lists_at = int(self._lists.ptr) if self.entries else 0
-        self._centroids_at = self._codec.centroids().ctypes.data
         # What was not asked for ahead costs its own pages and no more.
         advise_random(self._lists_at, int(self._lists.totsize))
-        advise_random(self._centroids_at, 4 * self.nlist * self.d_code)
-        self._is_hnsw = self._codec.has_graph
         if hasattr(self._ivf, "use_precomputed_table"):
             self._ivf.use_precomputed_table = 0
 
@@ -124,6 +114,16 @@ class DiskLists:
             )
 
     @property
+    def centroids(self) -> FloatArray:
+        """``(nlist, d_code)``, in transformed space: a view of what is mapped."""
+        return self._codec.centroids()
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a graph finds centroids."""
+        return self._codec.has_graph
+
+    @property
     def entries(self) -> int:
         """Entries in all lists."""
         return int(self.sizes.sum())
@@ -141,77 +141,16 @@ class DiskLists:
         return self._codec.transform_queries(x)
 
     def coarse(self, y: FloatArray, nprobe: int, *, ahead: bool = False) -> tuple[FloatArray, IntArray]:
-        """The ``nprobe`` nearest lists of transformed queries, nearest first.
-
-        Parameters
-        ----------
-        y : (nq, d_code) float32
-            Transformed queries.
-        nprobe : int
-            At nlist all lists are found.
-        ahead : bool
-            Whether centroids are asked of the disk before they are compared.
-
-        Returns
-        -------
-        distances, numbers : (nq, nprobe) float32, (nq, nprobe) int64
-            Where a graph finds fewer, the rest are -1.
-        """
-        y = vectors(y, self.d_code)
-        among = _SKETCH_TIMES * nprobe + _SKETCH_MORE
-        if self._sketch is not None and 2 * among <= self.nlist:
-            parts = [
-                self._sketched(self._sketch, y[first : first + _COARSE_QUERIES], nprobe, among, ahead)
-                for first in range(0, max(len(y), 1), _COARSE_QUERIES)
-            ]
-            if len(parts) == 1:
-                return parts[0]
-            return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-        if ahead:
-            self._ask_for_centroids(None)
-        if self._is_hnsw and nprobe < self.nlist:
-            params = faiss.SearchParametersHNSW(efSearch=max(64, 2 * nprobe))
-            distances, lists = self._quantizer.search(y, nprobe, params=params)
-        elif self._is_hnsw:
-            distances, lists = self._flat().search(y, nprobe)
-        else:
-            distances, lists = self._quantizer.search(y, nprobe)
-        return distances, lists
+        """The ``nprobe`` lists to look into first for transformed queries, see ``Coarse.find``."""
+        return self._coarse.find(vectors(y, self.d_code), nprobe, ahead=ahead)
 
     def order(self, y: FloatArray) -> IntArray:
-        """All lists of each transformed query ``(nq, d_code)``, nearest first: numbers ``(nq, nlist)``.
+        """All lists of each transformed query, see ``Coarse.order``."""
+        return self._coarse.order(vectors(y, self.d_code))
 
-        As ``coarse`` at nlist, but that of lists which are equally near any may come first; far quicker.
-        """
-        centroids = self._codec.centroids()
-        looks = vectors(y, self.d_code) @ centroids.T
-        if self._ivf.metric_type == faiss.METRIC_L2:
-            looks -= np.einsum("ij,ij->i", centroids, centroids) / np.float32(2)
-        return np.argsort(-looks, axis=1, kind="stable")
-
-    def _sketched(
-        self, sketch: Sketch, y: FloatArray, nprobe: int, among: int, ahead: bool
-    ) -> tuple[FloatArray, IntArray]:
-        numbers = sketch.candidates(y, among)
-        if ahead:
-            self._ask_for_centroids(np.unique(numbers))
-        found = compare(self._flat(), y, numbers)
-        key = found if self._ivf.metric_type == faiss.METRIC_L2 else -found
-        near = np.argsort(key, axis=1)[:, :nprobe]
-        return pick(found, near), pick(numbers, near)
-
-    def _ask_for_centroids(self, numbers: IntArray | None) -> None:
-        """Start reading centroids; where they are many, or None is given, all of them."""
-        row = 4 * self.d_code
-        if numbers is None or len(numbers) * _MOST_OF_ALL > self.nlist:
-            advise_soon(self._centroids_at, self.nlist * row)
-            return
-        for number in numbers[numbers >= 0].tolist():
-            advise_soon(self._centroids_at + number * row, row)
-
-    def _flat(self) -> Any:
-        """The centroids as a flat index."""
-        return faiss.downcast_index(self._quantizer.storage) if self._is_hnsw else self._quantizer
+    def looks(self, y: FloatArray) -> FloatArray:
+        """How near the centroids are to transformed queries, see ``Coarse.looks``."""
+        return self._coarse.looks(vectors(y, self.d_code))
 
     def let_go(self, offset: int, length: int) -> None:
         """Unmap pages of the lists, which may then leave the page cache; they come back when touched."""
@@ -293,5 +232,6 @@ class DiskLists:
 
     def close(self) -> None:
         """Unmap the lists; the object must not be used afterwards."""
-        self._ivf = self._lists = self._quantizer = None
+        self._ivf = self._lists = None
+        self._coarse = None  # type: ignore[assignment]
         self._codec = None  # type: ignore[assignment]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ooc.engine.codec import read_index, threads_limited, vectors, write_index
+from ooc.engine.handicap import Handicap
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray, Metric
 
@@ -61,13 +62,16 @@ class Sketch:
         self.nlist, self.d = int(self._scan.ntotal), int(self._turn.d_in)
 
     @classmethod
-    def make(cls, centroids: FloatArray, metric: Metric) -> Self:
-        """The sketch of ``(k, d)`` centroids, unit ones for ``cosine``; the same for the same centroids."""
+    def make(cls, centroids: FloatArray, metric: Metric, handicap: Handicap | None = None) -> Self:
+        """The sketch of ``(k, d)`` centroids, unit ones for ``cosine``; the same for the same centroids.
+
+        With a handicap those are the nearest that are the first in its order.
+        """
         l2 = metric == "l2"
         with threads_limited(1):
             centroids = np.ascontiguousarray(centroids, dtype=np.float32)
             basis, rest = directions(centroids, l2, _DIRECTIONS)
-            low = project(centroids, basis, rest, l2)
+            low = project(centroids, basis, rest, l2, handicap)
             m = low.shape[1]
             scan = faiss.IndexPQFastScan(m, m // 2, 4, faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT)
             scan.pq.cp.niter, scan.pq.cp.min_points_per_centroid = ROUNDS, 1
@@ -137,13 +141,20 @@ def directions(centroids: FloatArray, l2: bool, most: int) -> tuple[FloatArray, 
     return np.ascontiguousarray(padded @ turn), turn[-1]
 
 
-def project(centroids: FloatArray, basis: FloatArray, rest: FloatArray, l2: bool) -> FloatArray:
+def project(
+    centroids: FloatArray, basis: FloatArray, rest: FloatArray, l2: bool, handicap: Handicap | None = None
+) -> FloatArray:
     """Centroids ``(k, m)`` in few directions; for ``l2`` with what is left of their lengths.
 
-    That is 0 in every row, so it adds to all distances what the row lacks in few directions.
+    That is 0 in every row, so it adds to all distances what the row lacks in few directions. So does a
+    handicap.
     """
     low = centroids @ basis
+    left = np.zeros(len(low), np.float32)
     if l2:
         left = np.einsum("ij,ij->i", centroids, centroids) - np.einsum("ij,ij->i", low, low)
+    if handicap is not None:
+        low, left = handicap.folded(low, np.maximum(left, 0))
+    if l2:
         low += np.sqrt(np.maximum(left, 0))[:, None] * rest
-    return low
+    return np.ascontiguousarray(low, dtype=np.float32)

@@ -4,10 +4,11 @@
       ooc.json                 what this directory is: format version, dimensions, metric
       CURRENT                  the number of the live generation; replaced atomically
       lock                     one publisher at a time; fillers have leases of their shards
-      template/                template.faiss  centroids.npy  [sketch.faiss]  train.json
+      template/                template.faiss  centroids.npy  spread.npy  train.json
       segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  [scales.npy]
                                blocks.xxh3  segment.json
-      generations/<n>.json     segments, store, plan, recall by setting
+      generations/<n>.json     segments, store, plan, order of the lists, recall by setting
+      [generations/<n>.sketch.faiss]   by which many lists are found
       generations/<n>.report.json   times and figures of the build that made it
       build/<digest>/          the build in the making; gone once it is published
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ooc.durable import make_directory, read_json, write_bytes, write_json
+from ooc.durable import make_directory, read_json, rename, write_bytes, write_json
 from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
@@ -91,17 +92,12 @@ class Layout:
         return self.template / "centroids.npy"
 
     @property
-    def sketch_file(self) -> Path:
-        return self.template / "sketch.faiss"
+    def spread_file(self) -> Path:
+        return self.template / "spread.npy"
 
     @property
     def train_record(self) -> Path:
         return self.template / "train.json"
-
-    def sketch(self) -> Path | None:
-        """The sketch of the centroids; None where they are few, or found through a graph."""
-        named = read_json(self.train_record, what="the template's record").get("checksums", {})
-        return self.sketch_file if self.sketch_file.name in named else None
 
     def segment(self, name: str) -> SegmentLayout:
         return SegmentLayout(self.root / "segments" / name)
@@ -111,6 +107,10 @@ class Layout:
 
     def report(self, number: int) -> Path:
         return self.root / "generations" / f"{number}.report.json"
+
+    def sketch(self, number: int) -> Path:
+        """The sketch of the centroids by which a generation finds lists, where it has one."""
+        return self.root / "generations" / f"{number}.sketch.faiss"
 
     @property
     def builds(self) -> Path:
@@ -206,9 +206,13 @@ class Layout:
             raise IndexDirError(f"{self.current} is damaged: it holds {text[:20]!r}", kind="index-damaged")
         return int(text)
 
-    def publish(self, number: int, record: dict[str, Any], report: dict[str, Any]) -> None:
-        """Make a generation durable and then the live one."""
+    def publish(
+        self, number: int, record: dict[str, Any], report: dict[str, Any], sketch: Path | None = None
+    ) -> None:
+        """Make a generation durable, with the sketch that was made for it, and then the live one."""
         make_directory(self.generation(number).parent)
+        if sketch is not None and sketch.exists():  # else a run before this one moved it
+            rename(sketch, self.sketch(number))
         write_json(self.report(number), report)
         write_json(self.generation(number), record)
         write_bytes(self.current, f"{number}\n".encode())
@@ -244,6 +248,11 @@ class BuildLayout:
         return self.root / "witnesses.npz"
 
     @property
+    def sketch(self) -> Path:
+        """The sketch of the centroids, until it is published."""
+        return self.root / "sketch.faiss"
+
+    @property
     def calibration(self) -> Path:
         """What recall was measured, until it is published."""
         return self.root / "calibration.json"
@@ -264,6 +273,11 @@ class BuildLayout:
     def copy_lease(self) -> Path:
         """The lock file for making the file of copied rows."""
         return self.leases / "vectors"
+
+    @property
+    def witnesses_lease(self) -> Path:
+        """The lock file for drawing the witnesses."""
+        return self.leases / "witnesses"
 
     @property
     def segment(self) -> SegmentLayout:

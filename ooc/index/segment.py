@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from ooc.engine import DiskLists, Selector
 from ooc.errors import IndexDirError
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES
+from ooc.index.order import Order
 from ooc.mapping import MappedFile, joined
 from ooc.stores import Store, open_store
 from ooc.stores.npy import open_npy
@@ -31,8 +31,8 @@ class Segment:
     layout : SegmentLayout
     lists_per_row : int
         How many lists a row is in.
-    sketch : Path, optional
-        The sketch of the centroids, by which lists are found; without, all centroids are compared.
+    order : Order, optional
+        How lists are found; by default the nearest first, all centroids compared.
 
     Attributes
     ----------
@@ -44,11 +44,12 @@ class Segment:
         Entries of each list.
     """
 
-    def __init__(self, layout: SegmentLayout, lists_per_row: int = 1, sketch: Path | None = None) -> None:
+    def __init__(self, layout: SegmentLayout, lists_per_row: int = 1, order: Order | None = None) -> None:
         self.layout = layout
         self.record: dict[str, Any] = read_json(layout.record, what="the segment's record")
         self._check_sizes()
-        self._lists = DiskLists(layout.header, layout.lists, sketch)
+        order = order or Order()
+        self._lists = DiskLists(layout.header, layout.lists, order.sketch, order.handicap)
         # A mapping of its own for advice and ids; the kernel shares the pages with faiss's.
         self.lists_per_row = lists_per_row
         self.entries = self._lists.entries
@@ -102,15 +103,33 @@ class Segment:
         return self._lists.transform(x)
 
     def coarse(self, y: FloatArray, nprobe: int, *, ahead: bool = False) -> tuple[FloatArray, IntArray]:
-        """The ``nprobe`` nearest lists of transformed queries: distances and numbers, ``(nq, nprobe)``.
+        """The ``nprobe`` lists that come first for transformed queries.
 
-        Nearest first; -1 where a graph finds fewer. ``ahead``: centroids are asked of the disk first.
+        Distances and numbers ``(nq, nprobe)``, -1 where a graph finds fewer. ``ahead``: centroids are asked
+        of the disk first.
         """
         return self._lists.coarse(y, nprobe, ahead=ahead)
 
     def order(self, y: FloatArray) -> IntArray:
-        """Numbers of all lists ``(nq, nlist)``, those nearest to transformed queries first."""
+        """Numbers of all lists ``(nq, nlist)`` in the order in which ``coarse`` finds them."""
         return self._lists.order(y)
+
+    def looks(self, y: FloatArray) -> FloatArray:
+        """Products of transformed queries with all centroids ``(nq, nlist)``; for l2 squared distances.
+
+        These without the squared length of the query.
+        """
+        return self._lists.looks(y)
+
+    @property
+    def centroids(self) -> FloatArray:
+        """``(nlist, d_code)`` float32, mapped, in transformed space."""
+        return self._lists.centroids
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a graph finds centroids."""
+        return self._lists.has_graph
 
     def list_bytes(self, list_nos: IntArray) -> IntArray:
         """Bytes of lists, codes and ids."""

@@ -14,6 +14,7 @@ from ooc.engine import threads_limited
 from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.layout import Layout
 from ooc.index.lists import ID_BYTES
+from ooc.index.order import Order
 from ooc.index.segment import Segment
 from ooc.search.budget import Budget
 from ooc.search.exact import exhaustive
@@ -128,7 +129,8 @@ class Index:
                 f"generation {self.generation} of {self._layout.root} names segments {names}",
                 kind="index-damaged",
             )
-        segment = Segment(self._layout.segment(names[0]), lists_per_row, self._layout.sketch())
+        order = Order.read(self._layout, self.generation, self._record, self.metric)
+        segment = Segment(self._layout.segment(names[0]), lists_per_row, order)
         if segment.d != self.d:
             raise IndexDirError(f"{segment.layout.header} is of {segment.d} dimensions", kind="index-damaged")
         self._segment = segment

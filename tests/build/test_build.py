@@ -575,7 +575,7 @@ def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path:
             template = train(rows, made, layout, pool, observer=seen.append)
         shards = fill(store, made, template, building, observer=seen.append)
         merge(shards, made, template.codec, building.segment, observer=seen.append)
-        publish(made, layout, {}, {}, observer=seen.append)
+        publish(made, layout, {}, {}, building.sketch, observer=seen.append)
         count = len(seen)
         fill(store, made, template, building, observer=seen.append)
     assert [e.stage for e in seen[:count] if isinstance(e, StageFinished)] == [

@@ -23,11 +23,12 @@ import ooc
 from ooc.build import room
 from ooc.build.begun import need_begun, plan_as_begun
 from ooc.build.fill import fill as fill_stage
-from ooc.build.processes import PARENT_VARIABLE
+from ooc.build.processes import PARENT_VARIABLE, _Worker
 from ooc.build.sample import draw
 from ooc.build.shards import format_numbers, parse_numbers, shards_done
 from ooc.build.status import read_status
 from ooc.build.train import load_template
+from ooc.build.witness import Witnesses
 from ooc.events import Event, Note, Progress, StageFinished, StageStarted
 from ooc.index.layout import Layout
 from ooc.index.lock import lease
@@ -493,6 +494,41 @@ def test_what_a_worker_stumbles_over_is_the_error_of_the_build(rows: FloatArray,
     assert "--on-bad skip" in str(error.value)
     figures = ooc.build(tmp_path / "bad.npy", tmp_path / "i", **settings, on_bad="skip")
     assert (figures["rows"], figures["skipped_rows"]) == (59_999, 1)
+
+
+@pytest.mark.parametrize("cls", [ooc.DataError, ooc.IndexDirError, ooc.ResourceError, ooc.StoreError])
+def test_the_error_of_a_worker_is_of_its_class(cls: type[ooc.OocError]) -> None:
+    with subprocess.Popen([sys.executable, "-c", f"raise SystemExit({cls.exit_code})"], text=True) as process:
+        worker = _Worker(process)
+        worker.take({"event": "error", "message": "what", "kind": "why", "hint": "do"})
+        process.wait()
+        error = worker.problem()
+    assert (type(error), error.kind, error.hint) == (cls, "why", "do")
+
+
+def test_witnesses_are_drawn_once_by_fillers_that_begin_together(
+    store: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw_witnesses = [], Witnesses.draw
+
+    def slowly(of: ooc.Store, plan: ooc.Plan) -> Witnesses:
+        drawn.append(threading.get_ident())
+        time.sleep(0.3)
+        return draw_witnesses(of, plan)
+
+    monkeypatch.setattr(Witnesses, "draw", slowly)
+    numbers = [[0], [1]]
+    threads = [
+        threading.Thread(target=ooc.fill, args=(store, begun), kwargs={"shards": some, **BUDGET})
+        for some in numbers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(drawn) == 1
+    there = need_begun(Layout.of(begun))
+    assert len(shards_done(there.build)) == 2
 
 
 def test_workers_that_cannot_be_are_refused_before_the_work(

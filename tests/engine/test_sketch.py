@@ -9,8 +9,9 @@ import pytest
 
 import ooc
 from ooc.durable import read_json
-from ooc.engine import DiskLists, Sketch, sketched
+from ooc.engine import DiskLists, Handicap, Sketch, sketched
 from ooc.index.layout import Layout
+from ooc.index.order import Order
 from ooc.types import FloatArray, IntArray, Metric
 from tests.helpers import embeddings
 
@@ -61,12 +62,32 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "i"
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_a_sketch_with_a_handicap_proposes_in_its_order(metric: Metric) -> None:
+    centroids, xq = embeddings(NLIST, D), embeddings(200, D, seed=1)
+    spread = np.random.default_rng(0).uniform(0.5, 1.5, NLIST).astype(np.float32)
+    handicap = Handicap(spread, 0.5, metric)
+    products = xq @ centroids.T
+    found = np.square(xq[:, None] - centroids[None, :]).sum(axis=2) if metric == "l2" else products
+    wanted = np.argsort(handicap.key(found), axis=1)[:, :32]
+    proposed = Sketch.make(centroids, metric, handicap).candidates(xq, 3 * 32 + 16)
+    assert share(proposed, wanted) > 0.97
+    assert share(Sketch.make(centroids, metric).candidates(xq, 3 * 32 + 16), wanted) < share(proposed, wanted)
+
+
+def order_of(layout: Layout) -> dict[str, object]:
+    return dict(read_json(layout.generation(1), what="record")["order"])
+
+
 def test_an_index_of_many_lists_has_a_sketch_and_finds_them_by_it(built: Path) -> None:
     layout = Layout.of(built)
-    assert layout.sketch_file.name in read_json(layout.train_record, what="record")["checksums"]
+    assert order_of(layout)["sketch"] is True
+    assert "1.sketch.faiss" in {path.name for path in layout.sketch(1).parent.iterdir()}
     segment = layout.segment("s1")
-    by_sketch = DiskLists(segment.header, segment.lists, layout.sketch_file)
-    exact = DiskLists(segment.header, segment.lists)
+    record = read_json(layout.generation(1), what="record")
+    order = Order.read(layout, 1, record, "cosine")
+    by_sketch = DiskLists(segment.header, segment.lists, order.sketch, order.handicap)
+    exact = DiskLists(segment.header, segment.lists, None, order.handicap)
     y = exact.transform(embeddings(1500, D, seed=2))
     for nprobe in (1, 16, 64, 400, NLIST):
         for ahead in (False, True):
@@ -74,7 +95,8 @@ def test_an_index_of_many_lists_has_a_sketch_and_finds_them_by_it(built: Path) -
             distances, all_compared = exact.coarse(y, nprobe)
             assert found.shape == numbers.shape == (len(y), nprobe)
             assert share(numbers, all_compared) > 0.98
-            assert (np.diff(found, axis=1) <= 0).all()
+            key = found if order.handicap is None else order.handicap.key(found, numbers)
+            assert (np.diff(key, axis=1) >= -1e-6).all()
             same = numbers == all_compared
             np.testing.assert_allclose(found[same], distances[same], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(np.sort(by_sketch.coarse(y, NLIST)[1]), [np.arange(NLIST)] * len(y))
@@ -86,19 +108,20 @@ def test_an_index_without_its_sketch_says_so_and_an_older_one_needs_none(built: 
     xq = embeddings(20, D, seed=3)
     with ooc.open_index(built) as index:
         expected = index.search(xq, nprobe=64)[1]
-    data, record = layout.sketch_file.read_bytes(), layout.train_record.read_bytes()
+    sketch, generation = layout.sketch(1), layout.generation(1)
+    data, record = sketch.read_bytes(), generation.read_bytes()
     try:
-        layout.sketch_file.write_bytes(data[: len(data) // 2])
+        sketch.write_bytes(data[: len(data) // 2])
         with pytest.raises(ooc.IndexDirError) as error:
             ooc.open_index(built)
         assert error.value.kind == "index-damaged"
-        layout.sketch_file.unlink()
+        sketch.unlink()
         with pytest.raises(ooc.IndexDirError, match=r"sketch\.faiss") as error:
             ooc.open_index(built)
         assert error.value.kind == "index-damaged"
-        layout.train_record.write_bytes(record.replace(b'"sketch.faiss"', b'"other"'))
+        generation.write_bytes(record.replace(b'"order"', b'"other"'))
         with ooc.open_index(built) as index:
             assert share(index.search(xq, nprobe=64)[1], expected) > 0.95
     finally:
-        layout.sketch_file.write_bytes(data)
-        layout.train_record.write_bytes(record)
+        sketch.write_bytes(data)
+        generation.write_bytes(record)

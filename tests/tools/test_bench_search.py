@@ -118,11 +118,11 @@ def test_recall_is_that_of_the_index_that_was_searched(ran: Ran) -> None:
                 exact = arrays[neighbors][:, :10]
                 shares = [len(np.intersect1d(a, b)) / 10 for a, b in zip(ids, exact, strict=True)]
                 assert point[name] == pytest.approx(np.mean(shares)), nprobe
-    # Plain faiss finds the same in the same lists.
+    # Plain faiss finds much the same in as many lists; ours looks into them in another order.
     ours, plain = (ran.result["sides"][name]["recall"] for name in ON_DISK)
     assert [one["setting"] for one in ours] == [one["setting"] for one in plain]
     for a, b in zip(ours, plain, strict=True):
-        assert a["recall"] == pytest.approx(b["recall"], abs=0.01)
+        assert a["recall"] == pytest.approx(b["recall"], abs=0.03)
     flat = ran.result["sides"]["faiss-flat"]["recall"][-1]
     assert flat["recall"] >= 0.995
 

@@ -4,7 +4,7 @@ Lloyd's algorithm from rows drawn at random, a block of rows at a time: only the
 and a few numbers for each row are in memory. It begins with three tenths more centroids than are wanted, and
 after two passes those go whose rows lose least by moving to the next one: so what the draw left out is
 found, and what it took twice goes. Centroids find their regions on few rows and their places on many: the
-first passes go over an eighth of the sample, the last over all. With many centroids
+first passes go over a quarter of the sample, the last over all. With many centroids
 a pass is cheap besides: one finds the few centroids that look near to each row through a sketch
 (``ooc.engine.Nearest``) and keeps their numbers, and the next ones compare the row with the same few where
 they have moved to. Few rows leave that few, and only rows that change their list change the sums.
@@ -32,11 +32,11 @@ NumberArray = NDArray[np.integer[Any]]
 
 _BLOCK = 1024
 #: Passes over the sample: whether each looks for near centroids anew, or only of rows that come into it; and
-#: which part of the rows it takes: the first eighth or quarter.
+#: which part of the rows it takes: the first quarter, or all.
 _PASSES = (
-    *((True, 8), (True, 8), (True, 8), (False, 8), (False, 8)),
-    *((False, 4), (False, 4), (False, 4)),
-    *((False, 1), (False, 1), (False, 1)),
+    *((True, 4) for _ in range(3)),
+    *((False, 4) for _ in range(5)),
+    *((False, 1) for _ in range(7)),
 )
 #: So many passes are made with more centroids than are wanted, by this share.
 _PASSES_WITH_MORE = 2

@@ -59,15 +59,16 @@ def choose_order(
         Where a sketch is to be written.
     """
     handicaps = [Handicap(spread, strength, plan.metric) for strength in _STRENGTHS]
+    list_bytes = segment.list_bytes(np.arange(segment.nlist)).astype(np.float32)
     asked = np.unique(np.linspace(0, len(x) - 1, min(_ASKED, len(x))).astype(np.int64))
-    step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
+    step = max(1, min(_TILE, ORDER_BYTES // (8 * _NEIGHBOURS * segment.nlist)))
 
     def one(some: IntArray) -> AnyArray:
         Stopped.raise_if(stop)
         there = nearest.rows[some, :_NEIGHBOURS] >= 0
         looks = segment.looks(segment.transform(x[some]))
         lists = nearest.lists[some, :_NEIGHBOURS]
-        return np.stack([_bytes_until(h.key(looks), segment, lists)[there] for h in handicaps])
+        return np.stack([_bytes_until(h.key(looks), list_bytes, lists)[there] for h in handicaps])
 
     tiles: Iterator[IntArray] = (asked[i : i + step] for i in range(0, len(asked), step))
     costs = np.concatenate(list(in_order(pool, one, tiles, plan.threads)), axis=1)
@@ -85,11 +86,8 @@ def choose_order(
     return Order(chosen, sketch)
 
 
-def _bytes_until(key: FloatArray, segment: Segment, lists: AnyArray) -> AnyArray:
+def _bytes_until(key: FloatArray, list_bytes: FloatArray, lists: AnyArray) -> AnyArray:
     """Bytes of lists ``(q, k)`` that are read until one of the lists ``(q, k, m)`` of a neighbour is met."""
-    order = np.argsort(key, axis=1)
-    sums = np.empty(order.shape)
-    np.put_along_axis(sums, order, np.cumsum(segment.list_bytes(order), axis=1, dtype=np.float64), axis=1)
-    queries = np.arange(len(key))[:, None, None]
-    met: AnyArray = sums[queries, lists].min(axis=2)
-    return met
+    met = key[np.arange(len(key))[:, None, None], lists].min(axis=2)
+    until: AnyArray = (key[:, None] <= met[:, :, None]) @ list_bytes
+    return until

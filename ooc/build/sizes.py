@@ -41,7 +41,7 @@ _BASE_BYTES = 80 * MIB
 _DECODER_BYTES = 32 * MIB
 
 #: Rows of the training sample for each list, and never fewer than this many in all.
-_SAMPLE_PER_LIST = 128
+_SAMPLE_PER_LIST = 64
 _SAMPLE_LEAST = 16_384
 
 #: Most rows of a shard: what a crash can cost.

@@ -21,7 +21,8 @@ def main() -> None:
     curve: list[dict[str, float]] = []
     with ooc.open_index(path) as index:
         segment = index._opened()
-        for nprobe in probes(index.nlist):
+        # Some below: at equal bytes none of theirs shall lie outside the range of ours.
+        for nprobe in sorted({*probes(index.nlist), *range(1, min(4, index.nlist + 1))}):
             point: dict[str, float] = {"nprobe": nprobe}
             for name, xq, exact in queries_of(truth):
                 if "list_bytes_per_query" not in point:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ooc.engine import Exact, Look, Nearest
+from ooc.engine import Exact, Look, Nearest, sketched
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import pick
 
@@ -22,10 +22,6 @@ __all__ = ["Assigner", "scores_bytes"]
 #: Scores are computed against this many centroids at a time, which bounds their memory.
 _TILE = 4096
 
-#: Below this many values in all centroids, comparing all is as quick as a sketch of them.
-_SKETCH_FROM = 1 << 19
-_SKETCH_FROM_NLIST = 512
-
 #: The second list is one of so many nearest centroids. More bring nothing: measured up to 24.
 _SPILL_AMONG = 8
 #: λ: how much a residual along the first one counts. Flat from 1 to 2 on real embeddings.
@@ -33,11 +29,6 @@ _SPILL_ALONG = np.float32(1.5)
 
 #: Stands for a length or a distance of 0 where it is divided by.
 _TINY = np.finfo(np.float32).tiny
-
-
-def sketched(nlist: int, d: int) -> bool:
-    """Whether so many centroids are found through a sketch of them."""
-    return nlist * d >= _SKETCH_FROM and nlist >= _SKETCH_FROM_NLIST
 
 
 def scores_bytes(nlist: int, d: int, *, spill: bool) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ooc.build.assign import sketched
 from ooc.build.kmeans import rows_looked_at
 from ooc.build.plan import Plan
+from ooc.engine import sketched
 
 __all__ = ["STAGES", "shares"]
 
@@ -29,8 +29,10 @@ def shares(plan: Plan, operation: str) -> dict[str, float]:
     seconds = {
         "plan": 0.1,
         "sample": plan.sample_rows * pick / (8 if plan.overlapped else 1),
-        # Most passes compare a row with few centroids.
-        "train": 0.65 * rows_looked_at(plan.sample_rows, plan.nlist) * place,
+        # Of many centroids most passes compare a row with few.
+        "train": (0.55 if sketched(plan.nlist, plan.d) else 1)
+        * rows_looked_at(plan.sample_rows, plan.nlist)
+        * place,
         "fill": plan.n * (place + 3e-9 * plan.witnesses) + values * 1e-8,
         "merge": 2 * lists * byte + 0.1,
         "calibrate": 0.3 + lists * byte + plan.n * 1e-6,

@@ -34,6 +34,7 @@ from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import BuildLayout
 from ooc.index.lists import write_sorted
 from ooc.index.lock import holder, lease
+from ooc.mapping import release_free_memory
 from ooc.stores.base import Block, Store
 from ooc.types import BytesArray, IntArray
 
@@ -169,6 +170,7 @@ class _Filling:
             self._near.take(encoded.near)
             self._at.tell(self._counted + making.read)
         if making.read:
+            release_free_memory()  # what blocks took is now for putting the shard in order
             making.write(self._build, self._copies, self._near)
         self._counted += making.read
         if making.read < end - begin:

@@ -67,6 +67,8 @@ __all__ = ["build", "fill", "merge", "train"]
 
 #: How often private memory is looked at.
 _LOOK_SECONDS = 0.1
+#: And how often freed memory is given back where a stage has come to so much of its share.
+_RELEASE_SECONDS, _MUCH = 0.5, 0.875
 
 
 def build(
@@ -196,7 +198,8 @@ class _Run:
         self._stop = stop
         self._stages: dict[str, dict[str, Any]] = {}
         self._template: Template | None = None
-        self._peak, self._looked = 0, 0.0
+        self._peak, self._looked, self._released = 0, 0.0, 0.0
+        self._shares: Mapping[str, int] = {}
         self._began = time.monotonic()
 
     def _watch(self, event: Event) -> None:
@@ -205,7 +208,13 @@ class _Run:
             # Asking the kernel takes half a millisecond, and there are thousands of events.
             if event.time - self._looked >= _LOOK_SECONDS:
                 self._looked = event.time
-                self._peak = max(self._peak, private_bytes())
+                private = private_bytes()
+                self._peak = max(self._peak, private)
+                # What threads free may stay with the C library, in the gaps between what they hold.
+                much = private > _MUCH * self._shares.get(event.stage, private)
+                if much and event.time - self._released >= _RELEASE_SECONDS:
+                    self._released = event.time
+                    release_free_memory()
         elif isinstance(event, StageFinished):
             self._stages[event.stage] = {"seconds": event.seconds, **event.figures}
             workers = event.figures.get("workers_peak_bytes", 0)
@@ -271,6 +280,7 @@ class _Run:
     def at_work(self, plan: Plan, status_file: Path) -> Iterator[None]:
         """Tell of the beginning, and keep the status file, which says how it ended if not well."""
         make_directory(status_file.parent)
+        self._shares = plan.memory_by_stage
         status = StatusWriter(status_file)
         self._emit = broadcast([self._watch, status, self._outside])
         self._emit(

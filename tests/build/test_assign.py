@@ -8,10 +8,10 @@ import faiss
 import numpy as np
 import pytest
 
-from ooc.build.assign import Assigner, sketched
+from ooc.build.assign import Assigner
 from ooc.build.kmeans import kmeans, rows_looked_at
 from ooc.build.workers import workers
-from ooc.engine import nearest
+from ooc.engine import nearest, sketched
 from ooc.types import FloatArray, IntArray, Metric
 from tests.helpers import embeddings
 

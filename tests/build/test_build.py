@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -550,6 +551,24 @@ def test_a_segment_of_another_plan_is_never_published(npy: Path, tmp_path: Path)
     small(npy, tmp_path / "i", seed=2)
     small(npy, tmp_path / "fresh", seed=2)
     assert tree(tmp_path / "i") == tree(tmp_path / "fresh")
+
+
+def test_freed_memory_is_given_back_where_a_stage_comes_near_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", embeddings(60_000, 16))
+    released: dict[str, int] = {}
+    module = importlib.import_module("ooc.build.pipeline")
+    for name, private in (("much", 1 << 40), ("little", 1)):
+        calls: list[int] = []
+        monkeypatch.setattr(module, "_RELEASE_SECONDS", 0.0)
+        monkeypatch.setattr(module, "_LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(module, "private_bytes", lambda private=private: private)
+        monkeypatch.setattr(module, "release_free_memory", lambda calls=calls: calls.append(1))
+        ooc.build(tmp_path / "x.npy", tmp_path / name, memory="400MiB", factory="IVF32,SQ8")
+        released[name] = len(calls)
+    assert released["little"] <= 8  # once after each stage
+    assert released["much"] > released["little"] + 20
 
 
 def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path: Path) -> None:

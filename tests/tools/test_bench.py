@@ -77,15 +77,16 @@ def test_every_side_is_measured_and_judged(ran: tuple[dict[str, Any], str, Path]
 
 def test_recall_stands_beside_the_bytes_of_the_lists_read(ran: tuple[dict[str, Any], str, Path]) -> None:
     (size,) = ran[0]["sizes"]
-    for side in size["sides"].values():
+    for key, side in size["sides"].items():
         curve = side["recall"]
-        assert [point["nprobe"] for point in curve] == [4, 8, 16, 32]
+        fewer = [1, 2, 3] if key.startswith("ooc") else []  # so that theirs lie within the range of ours
+        assert [point["nprobe"] for point in curve] == [*fewer, 4, 8, 16, 32]
         read = [point["list_bytes_per_query"] for point in curve]
         assert read == sorted(read)
         # All lists: every row's code (a bit a dimension and 8 bytes of factors) and its id.
         assert read[-1] == ROWS * (DIM // 8 + 8 + 8)
         for name in ("recall", "recall_shifted"):
-            assert 0.3 < curve[0][name] < curve[-1][name] <= 1
+            assert 0.3 < curve[len(fewer)][name] < curve[-1][name] <= 1
     compared = size["ratios"]["ooc-hdf5"]["faiss"]["recall_at_equal_bytes"]
     ours = [point["recall"] for point in size["sides"]["ooc-hdf5"]["recall"]]
     assert compared

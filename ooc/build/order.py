@@ -71,7 +71,9 @@ def choose_order(
         return np.stack([_bytes_until(h.key(looks), list_bytes, lists)[there] for h in handicaps])
 
     tiles: Iterator[IntArray] = (asked[i : i + step] for i in range(0, len(asked), step))
-    costs = np.concatenate(list(in_order(pool, one, tiles, plan.threads)), axis=1)
+    # Without witnesses the nearest comes first.
+    none = np.empty((len(handicaps), 0))
+    costs = np.concatenate([none, *in_order(pool, one, tiles, plan.threads)], axis=1)
     costs = np.sort(np.log(np.maximum(costs, 1)), axis=1)
     count = costs.shape[1]
     costs = costs[:, int(_FROM * count) : max(int(_TO * count), int(_FROM * count) + 1)]

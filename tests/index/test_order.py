@@ -153,3 +153,12 @@ def test_a_graph_keeps_the_order_too(tmp_path: Path) -> None:
         numbers, wanted = segment.coarse(y, 10)[1], segment.order(y)[:, :10]
         hits = sum(len(np.intersect1d(a, b)) for a, b in zip(numbers, wanted, strict=True))
         assert hits / wanted.size > 0.9
+
+
+def test_rows_of_zeros_have_no_witnesses_and_the_nearest_list_comes_first(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2000, D), np.float32))
+    ooc.build(tmp_path / "x.npy", tmp_path / "i", metric="cosine", factory="IVF8,Flat")
+    with ooc.open_index(tmp_path / "i") as index:
+        assert index._record["order"] == {"handicap": 0, "sketch": False}
+        assert index.promise is None
+        assert (index.search(embeddings(3, D), 5, nprobe=8)[1] >= 0).all()

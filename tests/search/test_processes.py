@@ -36,7 +36,7 @@ def threads():
 def search(index, queries=queries):
     return index.search(queries, 5, nprobe=8)[1].tolist()
 
-def in_child(call):
+def in_child(call, *, others=False):
     reader, writer = os.pipe()
     with warnings.catch_warnings(record=True) as warned:  # of threads that a fork would lose: 3.12
         warnings.simplefilter("always")
@@ -51,7 +51,8 @@ def in_child(call):
         text = file.read()
     _, status = os.waitpid(pid, 0)
     assert status == 0, status
-    assert not warned, [str(w.message) for w in warned]
+    # Where threads of Python's own are left behind, it is right to warn.
+    assert others or not warned, [str(w.message) for w in warned]
     return json.loads(text)
 
 def private_bytes():
@@ -150,7 +151,7 @@ search(index)
 found = []
 def work():
     search(index)
-    found.append(in_child(lambda: search(index)))
+    found.append(in_child(lambda: search(index), others=True))
 thread = threading.Thread(target=work)
 thread.start(); thread.join()
 print(json.dumps(found))

@@ -100,12 +100,8 @@ def calibrate(
     ):
         segment = opened.enter_context(contextlib.closing(Segment(place, plan.lists_per_row)))
         order = choose_order(segment, plan, spread, witnesses.x, nearest, sketch, pool, stop)
-        said = {
-            "handicap": 0.0 if order.handicap is None else order.handicap.strength,
-            "sketch": order.sketch is not None,
-        }
         if not queries:
-            return said, {}
+            return order.record, {}
         segment = opened.enter_context(contextlib.closing(Segment(place, plan.lists_per_row, order)))
         steps = _grid(segment.nlist)
         within, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
@@ -115,10 +111,16 @@ def calibrate(
             str(measured.k): _frontier(measured, list_bytes, row_bytes)
             for measured in _measured(steps, within, some, scans, nearest, witnesses.deep, plan.n)
         }
-        at.figures.update(queries=queries, scanned=len(some), handicap=said["handicap"])
+        at.figures.update(queries=queries, scanned=len(some), handicap=order.record["handicap"])
     by = "queries" if plan.queries else "rows"
     far = round(float(np.quantile(near, FAR)), 6)
-    return said, {"by": by, "queries": queries, "scanned": len(some), "far": far, "settings": settings}
+    return order.record, {
+        "by": by,
+        "queries": queries,
+        "scanned": len(some),
+        "far": far,
+        "settings": settings,
+    }
 
 
 def _grid(last: int) -> IntArray:

@@ -56,7 +56,7 @@ from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
 from ooc.index.layout import Header, Layout
 from ooc.index.lock import holder, publisher
-from ooc.index.order import read_spread
+from ooc.index.order import Order, read_spread
 from ooc.index.segment import Segment
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.stores import Store, open_store
@@ -390,7 +390,7 @@ class _Run:
             return {key: before[key] for key in ("order", "calibration") if key in before}
         moved = is_done(self.layout.segment(FIRST_SEGMENT), plan)
         place = self.layout.segment(FIRST_SEGMENT) if moved else build.segment
-        record: dict[str, Any] = {"order": {"handicap": 0.0, "sketch": False}, "calibration": {}}
+        record: dict[str, Any] = {"order": Order().record, "calibration": {}}
         if witnesses is not None:
             nearest = neighbours_found(shards_done(build), witnesses.depth, plan.lists_per_row)
             watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}

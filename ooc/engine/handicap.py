@@ -3,7 +3,7 @@
 A list whose rows lie far from their centroid has few of them near to a query that lies near to the centroid,
 and is read for little. How far lists are put back for that is a matter of the collection: in many dimensions
 rows lie all around a centroid, as far from it as the list is wide, and in few they do not. So the strength is
-chosen by what a build measures (``ooc.build.ranking``). With 0 the nearest centroid comes first.
+chosen by what a build measures (``ooc.build.order``). With 0 the nearest centroid comes first.
 """
 
 from __future__ import annotations

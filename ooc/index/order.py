@@ -31,22 +31,11 @@ class Order:
     handicap: Handicap | None = None
     sketch: Path | None = None
 
-    @classmethod
-    def of(
-        cls, record: Mapping[str, Any], spread: FloatArray, metric: Metric, sketch: Path | None = None
-    ) -> Self:
-        """What the record of an order says, of lists that spread so far; ``sketch`` is where one would be."""
-        strength, has_sketch = record.get("handicap"), record.get("sketch")
-        if (
-            not isinstance(strength, int | float)
-            or not 0 <= strength <= 1
-            or not isinstance(has_sketch, bool)
-        ):
-            raise IndexDirError(f"the order of the lists is damaged: {dict(record)}", kind="index-damaged")
-        return cls(
-            handicap=Handicap(spread, float(strength), metric) if strength else None,
-            sketch=sketch if has_sketch else None,
-        )
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``read`` reads, JSON-ready."""
+        strength = 0.0 if self.handicap is None else self.handicap.strength
+        return {"handicap": strength, "sketch": self.sketch is not None}
 
     @classmethod
     def read(cls, layout: Layout, generation: int, record: Mapping[str, Any], metric: Metric) -> Self:
@@ -60,10 +49,18 @@ class Order:
         said = record.get("order")
         if said is None:
             return cls()
-        if not isinstance(said, Mapping):
+        strength = said.get("handicap") if isinstance(said, Mapping) else None
+        has_sketch = said.get("sketch") if isinstance(said, Mapping) else None
+        if (
+            not isinstance(strength, int | float)
+            or not 0 <= strength <= 1
+            or not isinstance(has_sketch, bool)
+        ):
             raise IndexDirError(f"the order of the lists is damaged: {said!r}", kind="index-damaged")
-        spread = read_spread(layout) if said.get("handicap") else np.ones(1, np.float32)
-        return cls.of(said, spread, metric, layout.sketch(generation))
+        return cls(
+            handicap=Handicap(read_spread(layout), float(strength), metric) if strength else None,
+            sketch=layout.sketch(generation) if has_sketch else None,
+        )
 
 
 def read_spread(layout: Layout) -> FloatArray:
@@ -76,6 +73,7 @@ def read_spread(layout: Layout) -> FloatArray:
             kind="index-damaged",
             hint="Copy the whole directory anew, or remove it and build.",
         ) from error
-    if spread.ndim != 1 or spread.dtype != np.float32 or not np.isfinite(spread).all() or spread.min() < 0:
+    sound = spread.ndim == 1 and spread.size > 0 and spread.dtype == np.float32
+    if not sound or not (np.isfinite(spread) & (spread >= 0)).all():
         raise IndexDirError(f"{layout.spread_file} holds no spreads of lists", kind="index-damaged")
     return spread

@@ -2,7 +2,7 @@
 
 A promise of recall holds for queries that lie among the rows as those did by which it was measured. Others
 lie between the lists, and need more of them. That shows without knowing a neighbour: they are farther from
-the nearest centroid.
+the centroid of the list that comes first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _QUERIES, _MANY = 64, 0.25
 
 
 def nearness(coarse: FloatArray, y: FloatArray, metric: Metric) -> AnyArray:
-    """How near queries are to the nearest centroid: more is nearer, and for ``ip`` their length is left out.
+    """How near queries are to the centroid of the first list: more is nearer; ``ip`` leaves their length out.
 
     Parameters
     ----------
     coarse : (nq,) float32
-        The distance or product that the nearest list was found by.
+        The distance to, or product with, the centroid of the list that comes first.
     y : (nq, d) float32
         The queries, transformed.
     """
@@ -63,7 +63,7 @@ class Kind:
         self._told = False
 
     def look(self, coarse: FloatArray, y: FloatArray) -> None:
-        """Look at queries ``(nq, d)``, transformed, and what each nearest list was found by ``(nq,)``."""
+        """Look at queries ``(nq, d)``, transformed, and how near the first list of each is ``(nq,)``."""
         if self._told:
             return
         self._seen += len(y)

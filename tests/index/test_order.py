@@ -126,6 +126,9 @@ def test_a_damaged_order_is_refused(built: tuple[Path, Metric]) -> None:
         np.save(spread, np.ones(199, np.float32))
         with pytest.raises(ooc.IndexDirError, match="199"):
             ooc.open_index(path)
+        np.save(spread, np.empty(0, np.float32))
+        with pytest.raises(ooc.IndexDirError, match=r"spread\.npy"):
+            ooc.open_index(path)
         for damaged in (data[:40], b""):
             spread.write_bytes(damaged)
             with pytest.raises(ooc.IndexDirError, match=r"spread\.npy"):

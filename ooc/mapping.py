@@ -16,10 +16,11 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.errors import DataError, ResourceError, StoreError
 from ooc.types import BytesArray, IntArray
@@ -96,13 +97,14 @@ class MappedFile:
 
     def will_need(self, offset: int, length: int) -> int:
         """Start reading ``length`` bytes at ``offset``; returns at once how many pieces were asked for."""
-        return self.will_need_spans([(offset, min(offset + length, self.size))])
+        end = min(offset + length, self.size)
+        return self.will_need_spans(np.array([offset], np.int64), np.array([end], np.int64))
 
-    def will_need_spans(self, spans: Iterable[tuple[int, int]]) -> int:
-        """Start reading spans ``(begin, end)`` of bytes; returns at once how many pieces were asked for."""
+    def will_need_spans(self, begins: IntArray, ends: IntArray) -> int:
+        """Start reading spans of bytes ``(m,)``; returns at once how many pieces were asked for."""
         if _WILLNEED is None or self._map is None:
             return 0
-        return _ask(self._address, spans)
+        return _ask(self._address, begins, ends)
 
     def will_need_each(self, offsets: IntArray, length: int) -> int:
         """Start reading ``length`` bytes at each of ``offsets``; neighbours are joined.
@@ -122,7 +124,7 @@ class MappedFile:
         begin = offsets - offsets % PAGE
         end = np.minimum(offsets + length, self.size)
         # A run ends where the next piece begins beyond the last page of this one.
-        return self.will_need_spans(joined(begin, end, gap=PAGE))
+        return self.will_need_spans(*joined(begin, end, gap=PAGE))
 
     def drop(self, offset: int, length: int) -> None:
         """Let go of the pages that lie whole within the range: of this mapping and of the page cache.
@@ -175,32 +177,36 @@ def advise_random(address: int, length: int) -> None:
     _advise(address, length, _RANDOM)
 
 
-def advise_soon(address: int, length: int) -> None:
-    """Start reading mapped memory; returns at once."""
+def advise_soon(address: int, begins: IntArray, length: int) -> None:
+    """Start reading ``length`` bytes at each of some places in mapped memory; returns at once."""
     if _WILLNEED is not None:
-        _ask(address, [(0, length)])
+        _ask(address, begins, begins + length)
 
 
-def _ask(address: int, spans: Iterable[tuple[int, int]]) -> int:
+def _ask(address: int, begins: IntArray, ends: IntArray) -> int:
     """Start reading spans of memory that is mapped from ``address`` on; how many pieces that is."""
-    pieces = [
-        (address + start, min(ADVICE_BYTES, end - start))
-        for begin, end in spans
-        for start in range(begin - (address + begin) % PAGE, end, ADVICE_BYTES)
-    ]
-    done = _ask_together(pieces) if len(pieces) >= _TOGETHER_FROM else 0
-    for start, length in pieces[done:]:
+    begins = begins - (address + begins) % PAGE
+    counts = np.maximum(-(-(ends - begins) // ADVICE_BYTES), 0)
+    total = int(counts.sum())
+    if total > len(counts) or not counts.all():  # cut into pieces, from the first of each span on
+        firsts = np.cumsum(counts) - counts
+        begins = np.repeat(begins, counts) + ADVICE_BYTES * (np.arange(total) - np.repeat(firsts, counts))
+        ends = np.repeat(ends, counts)
+    pieces = np.empty((total, 2), np.uintp)
+    pieces[:, 0] = begins + address
+    pieces[:, 1] = np.minimum(ends - begins, ADVICE_BYTES)
+    done = _ask_together(pieces) if total >= _TOGETHER_FROM else 0
+    for start, length in pieces[done:].tolist():
         _advise(start, length, _WILLNEED)
-    return len(pieces)
+    return total
 
 
-def _ask_together(pieces: list[tuple[int, int]]) -> int:
-    """As many of the pieces as the kernel takes many at a time, while other threads go on."""
+def _ask_together(pieces: NDArray[np.uintp]) -> int:
+    """As many of the pieces ``(m, 2)`` as the kernel takes many at a time, while other threads go on."""
     if not _own.usable or _WILLNEED is None:
         return 0
-    vectors = np.array(pieces, np.uintp)
-    for first in range(0, len(vectors), _MOST_TOGETHER):
-        some = vectors[first : first + _MOST_TOGETHER]
+    for first in range(0, len(pieces), _MOST_TOGETHER):
+        some = pieces[first : first + _MOST_TOGETHER]
         number, count = ctypes.c_long(_PROCESS_MADVISE), ctypes.c_size_t(len(some))
         at = ctypes.c_void_p(some.ctypes.data)
         asked = _syscall()(number, ctypes.c_int(_own.handle()), at, count, ctypes.c_int(_WILLNEED), 0)
@@ -208,7 +214,7 @@ def _ask_together(pieces: list[tuple[int, int]]) -> int:
             # No such call here, or not allowed; or a piece that cannot be advised: nobody needs to know.
             _own.usable = asked >= 0
             return first
-    return len(vectors)
+    return len(pieces)
 
 
 class _Own:
@@ -284,14 +290,14 @@ def _reads() -> tuple[int, int]:
     return usage.ru_majflt, usage.ru_inblock
 
 
-def joined(begins: IntArray, ends: IntArray, *, gap: int = 0) -> Iterator[tuple[int, int]]:
+def joined(begins: IntArray, ends: IntArray, *, gap: int = 0) -> tuple[IntArray, IntArray]:
     """Spans of a file in ascending order, those as one that lie no more than ``gap`` bytes apart."""
     if not len(begins):
-        return iter(())
+        return begins, ends
     breaks = np.flatnonzero(begins[1:] > ends[:-1] + gap)
     firsts = begins[np.concatenate(([0], breaks + 1))]
     lasts = ends[np.concatenate((breaks, [len(ends) - 1]))]
-    return zip(firsts.tolist(), lasts.tolist(), strict=True)
+    return firsts, lasts
 
 
 def _most_mappings() -> int:

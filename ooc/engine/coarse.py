@@ -165,7 +165,6 @@ class Coarse:
         """Start reading centroids; where they are many, or None is given, all of them."""
         row = 4 * self._d
         if numbers is None or len(numbers) * _MOST_OF_ALL > self._nlist:
-            advise_soon(self._centroids_at, self._nlist * row)
-            return
-        for number in numbers[numbers >= 0].tolist():
-            advise_soon(self._centroids_at + number * row, row)
+            advise_soon(self._centroids_at, np.zeros(1, np.int64), self._nlist * row)
+        else:
+            advise_soon(self._centroids_at, numbers[numbers >= 0] * row, row)

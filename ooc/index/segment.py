@@ -149,7 +149,7 @@ class Segment:
         if part != "all":
             middle, _ = self._lists.ids_at(numbers)
             begins, ends = (begins, middle) if part == "codes" else (middle, ends)
-        return self._file.will_need_spans(joined(begins, ends))
+        return self._file.will_need_spans(*joined(begins, ends))
 
     def let_go(self, list_nos: IntArray) -> None:
         """Let the pages of lists leave memory and the page cache."""
@@ -157,7 +157,8 @@ class Segment:
             return
         numbers = np.unique(list_nos[list_nos >= 0])
         begins = self._lists.offsets[numbers]
-        for first, last in joined(begins, begins + self._lists.list_bytes(numbers)):
+        firsts, lasts = joined(begins, begins + self._lists.list_bytes(numbers))
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
             self._lists.let_go(first, last - first)
             self._file.drop(first, last - first)
 

@@ -76,13 +76,13 @@ def distances(
     trace.add(rows=len(unique), row_bytes=len(unique) * store.row_bytes)
     first = asked = 0  # rows that were compared, and that were asked for
     while first < len(unique):
-        advised = asked > first or ahead()
-        rows = unique[first : first + (most if advised else min(most, _UNASKED))]
         # The next wave is on its way while this one is compared.
-        if advised and asked < len(unique):
+        if ahead() and asked < len(unique):
             soon = unique[max(asked, first) : first + 2 * most]
             trace.add(row_reads=store.will_take(soon))
             asked = max(asked, first) + len(soon)
+        advised = asked > first
+        rows = unique[first : first + (most if advised else min(most, _UNASKED))]
         some = slice(int(begins[first]), int(ends[first + len(rows) - 1]))
         if array is not None:
             y, iy, each = array, row[some], rows

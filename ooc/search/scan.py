@@ -3,7 +3,7 @@
 A batch reads each list once. Its lists are gone through in the order of the file, a group of them at
 a time: the next group is asked of the disk before this one is scanned, and what each query found in a
 group is merged with what it found before. How large a group is bounds the memory that the lists of a
-batch take; where all of them fit, there is one group.
+batch take; where all of them fit, or are in memory already, there is one group.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def candidates(
     *,
     budget: Budget,
     ahead: Literal["all", "codes"] | None,
+    at_once: bool = False,
     trace: Trace,
     selector: Selector | None = None,
 ) -> tuple[FloatArray, IntArray]:
@@ -49,6 +50,8 @@ def candidates(
         How many lists are brought in together.
     ahead : {"all", "codes"} or None
         What is asked of the disk before it is needed: lists, their codes alone, or nothing.
+    at_once : bool
+        Whether all lists are one group, as they are in memory anyway.
     trace : Trace
         Is told lists, bytes and reads.
     selector : Selector, optional
@@ -66,7 +69,7 @@ def candidates(
     total = int(sizes.sum())
     trace.add(lists=int((lists >= 0).sum()), entries=_entries(segment, lists), list_bytes=total)
     # A group ends with the list in which it grows full. List numbers are the order of the file.
-    groups = (np.cumsum(sizes) - 1) // budget.group_bytes
+    groups = (np.cumsum(sizes) - 1) // (total + 1 if at_once else budget.group_bytes)
     bounds = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(numbers)]
 
     def will_need(begin: int, end: int) -> None:

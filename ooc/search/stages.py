@@ -99,7 +99,8 @@ class Stages:
     ) -> tuple[FloatArray, IntArray]:
         """The ``k`` best rows of each query: distances and ids ``(nq, k)``."""
         segment, metric = self._segment, self._metric
-        ahead = self._residency.wants_advice() or len(queries) > _FEW_QUERIES
+        there = not self._residency.wants_advice()
+        ahead = not there or len(queries) > _FEW_QUERIES
         entries = wanted.candidates * segment.lists_per_row
         with trace.time("coarse"):
             y = segment.transform(queries)
@@ -119,6 +120,7 @@ class Stages:
             budget=self._budget,
             # Ids of lists that were counted have been asked for.
             ahead=None if not ahead else "codes" if wanted.counted is not None else "all",
+            at_once=there and self._budget.keep_bytes is None,
             trace=trace,
             selector=None if wanted.allowed is None else wanted.allowed.selector(),
         )

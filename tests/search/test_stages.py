@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,11 +46,10 @@ class Asked:
         real, real_each = MappedFile.will_need_spans, MappedFile.will_need_each
         rows = False
 
-        def will_need_spans(mapped: MappedFile, spans: Iterable[tuple[int, int]]) -> int:
-            spans = list(spans)
+        def will_need_spans(mapped: MappedFile, begins: IntArray, ends: IntArray) -> int:
             if not rows:
-                self.add(mapped, spans)
-            count = real(mapped, spans)
+                self.add(mapped, list(zip(begins.tolist(), ends.tolist(), strict=True)))
+            count = real(mapped, begins, ends)
             self.reads += count
             return count
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 # import of one of its modules does not put the package in the function's place.
 import ooc.build as _build_package  # noqa: F401
 import ooc.forks  # noqa: F401 - makes forking safe
-from ooc.api import build, fill, merge, train
+from ooc.api import build, fill, merge, plan, train
 from ooc.errors import (
     ArgumentError,
     ConflictError,
@@ -34,7 +34,7 @@ from ooc.errors import (
 )
 
 if TYPE_CHECKING:
-    from ooc.build.plan import Plan, plan
+    from ooc.build.plan import Plan
     from ooc.evaluation.evaluate import evaluate
     from ooc.evaluation.exact import exact
     from ooc.search.searcher import Index, open_index
@@ -84,7 +84,6 @@ _LAZY = {
     "exact": "ooc.evaluation.exact",
     "open_index": "ooc.search.searcher",
     "open_store": "ooc.stores",
-    "plan": "ooc.build.plan",
 }
 
 

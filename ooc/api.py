@@ -10,10 +10,106 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable
 
+    from ooc.build.plan import Plan
     from ooc.events import Observer
     from ooc.types import CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
 
-__all__ = ["build", "fill", "merge", "train"]
+__all__ = ["build", "fill", "merge", "plan", "train"]
+
+
+def plan(
+    store: StoreLike,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    metric: Metric = "l2",
+    factory: str | None = None,
+    seed: int = 0,
+    shard_rows: int | None = None,
+    threads: int | None = None,
+    copy_vectors: CopyVectors = "auto",
+    copy_dtype: CopyDtype = "store",
+    spill: Spill = "off",
+    on_bad: OnBad = "stop",
+    template: PathOrStr | None = None,
+    queries: StoreLike | None = None,
+    index: PathOrStr | None = None,
+) -> Plan:
+    """What building an index of a store will do and cost. Nothing is written.
+
+    Where the build takes more than some seconds, a part of that is spent on measuring how fast this machine
+    is, on rows of the store.
+
+    Parameters
+    ----------
+    store : path, URL, glob, list, array or Store
+        What ``ooc.open_store`` takes.
+    memory : int or str
+        Budget of private memory for the whole process, as in ``"512MiB"``.
+    metric : {"l2", "ip", "cosine"}
+        ``cosine`` normalises the rows on their way in.
+    factory : str, optional
+        As faiss's, for example ``"HR,IVF4096,RaBitQ2"`` or ``"SQ8"``; lists and transforms that are
+        left out are filled in. Default: the code by which searches of a few thousand of these rows would
+        read least.
+    seed : int
+        Same store, plan and seed: same bytes.
+    shard_rows : int, optional
+        Rows of a shard, rounded up to a multiple of 1024; default from the budget.
+    threads : int, optional
+        Default: the processors this process may use.
+    copy_vectors : {"auto", "always", "never"}
+        Whether the index keeps its own rows for exact re-ranking. ``auto``: where the store cannot
+        be memory-mapped, or ``copy_dtype`` asks for another dtype than the store's.
+    copy_dtype : {"store", "float16", "int8"}
+        Of those rows, in which exact distances are then computed: as the store has them, or rounded
+        to nearest. ``int8`` has one float32 scale a row. What is lost is measured while the index is
+        built; see ``ooc help stores``.
+    spill : {"off", "on"}
+        Whether each row is in a second list too, chosen as SOAR does (arXiv 2404.00774): twice the
+        bytes of lists. Whether a query then reads more or fewer of them for the same recall depends
+        on the vectors; see ``ooc help plan``.
+    on_bad : {"stop", "skip"}
+        At rows with NaN or infinity: stop with an error, or leave them out.
+    template : path, optional
+        An index whose trained template is reused; nothing is trained then. Its code, lists and seed
+        are this plan's.
+    queries : store, optional
+        Queries of the kind that will be asked, by which recall is measured; default: rows of the store
+        itself, which tell nothing of queries that are unlike them. Some hundred are used.
+    index : path, optional
+        Where the index shall be: its disk is checked for room.
+
+    Raises
+    ------
+    StoreError
+        The store is missing or is not a 2-d array of vectors.
+    PlanError
+        The memory is too small for any plan (the message has the least that works), the code
+        cannot live on disk, ``copy_dtype`` is no smaller than the store's, or the template is for
+        other vectors.
+    ResourceError
+        The disk of ``index`` has too little room.
+    ArgumentError
+        An argument is out of its range.
+    """
+    from ooc.build.pipeline import plan as run
+    from ooc.build.plan import Options
+
+    options = Options(
+        memory=memory,
+        metric=metric,
+        factory=factory,
+        seed=seed,
+        shard_rows=shard_rows,
+        threads=threads,
+        copy_vectors=copy_vectors,
+        copy_dtype=copy_dtype,
+        spill=spill,
+        on_bad=on_bad,
+        template=template,
+        queries=queries,
+    )
+    return run(store, options, index=index)
 
 
 def build(
@@ -66,7 +162,8 @@ def build(
     -------
     dict
         JSON-ready figures: ``index``, ``generation``, ``rows`` (indexed), ``skipped_rows``,
-        ``zero_rows``, ``bytes`` (of the index), ``seconds``, ``stages`` (each with ``seconds``), and
+        ``zero_rows``, ``bytes`` (of the index), ``seconds``, ``stages`` (each with ``seconds``),
+        ``peak_private_bytes``, ``forecast`` (what was expected when the build began), and
         ``already_built``: True where there was nothing left to do.
 
     Raises

@@ -118,13 +118,13 @@ def published(layout: Layout) -> dict[str, Any] | None:
     return None if live is None else read_json(layout.generation(live), what=f"generation {live}")
 
 
-def _earlier(layout: Layout) -> Mapping[str, Any] | None:
-    """The identity of the build that is there, finished or not."""
+def _earlier(layout: Layout) -> tuple[Mapping[str, Any] | None, bool]:
+    """The identity of the build that is there, finished or not; whether its code was chosen for it."""
     record = published(layout)
     if record is not None:
-        return dict(record["plan"])
+        return dict(record["plan"]), bool(record.get("chosen", False))
     there = begun(layout) if layout.is_index() else None
-    return None if there is None else there.plan.identity
+    return (None, False) if there is None else (there.plan.identity, there.plan.chosen)
 
 
 def plan_again(store: Store, layout: Layout, options: Options, observer: Observer) -> Plan:
@@ -135,12 +135,16 @@ def plan_again(store: Store, layout: Layout, options: Options, observer: Observe
     ConflictError
         What is in the directory is of another plan, or of other rows.
     """
-    plan = plan_store(store, options)
-    earlier = _earlier(layout)
+    earlier, chosen = _earlier(layout)
     if earlier is None:
-        return plan
+        return plan_store(store, options)
+    again = options
+    if chosen and options.factory is None and options.template is None:
+        # It was measured, and would be again.
+        again = dataclasses.replace(options, factory=earlier["factory"])
+    plan = plan_store(store, again)
     if earlier["n"] < store.n:
-        prefix = plan_store(store, options, n=earlier["n"])
+        prefix = plan_store(store, again, n=earlier["n"])
         if prefix.fingerprint == earlier["fingerprint"]:
             message = (
                 f"the store has grown by {store.n - prefix.n} rows since this build began; "
@@ -149,7 +153,7 @@ def plan_again(store: Store, layout: Layout, options: Options, observer: Observe
             observer(Note(message=message, kind="store-grown"))
             plan = prefix
     _see_same(store, layout, plan.identity, earlier)
-    return plan
+    return dataclasses.replace(plan, chosen=chosen)
 
 
 def plan_as_begun(
@@ -185,6 +189,9 @@ def plan_as_begun(
         template=before.template,
         witnesses=before.witnesses,
         queries=before.queries,
+        chosen=before.chosen,
+        compared=before.compared,
+        forecast=before.forecast,
     )
     _see_same(store, layout, plan.identity, before.identity)
     return plan

@@ -15,10 +15,14 @@ from ooc.engine import code_bytes
 from ooc.errors import PlanError
 from ooc.types import Metric
 
-__all__ = ["Factory", "choose_nlist", "default_code", "parse_factory"]
+__all__ = ["CODES", "Factory", "choose_nlist", "parse_factory"]
 
 _TRANSFORM = re.compile(r"^(HR|RR\d*|PCA[RW]?\d+|OPQ\d+(_\d+)?|ITQ\d*)$")
 _IVF = re.compile(r"^IVF(\d*)(_HNSW(\d*))?$")
+
+#: Codes that are compared where the user names none, the more exact later. More bits make a code larger, and
+#: fewer candidates then hold the true neighbours.
+CODES = ("HR,RaBitQ", "HR,EDEN2", "HR,EDEN3", "HR,EDEN4", "SQ8")
 
 #: (pattern of what cannot work, why, what to use in its place)
 _REFUSED: tuple[tuple[re.Pattern[str], str, str], ...] = (
@@ -85,21 +89,8 @@ def choose_nlist(n: int) -> int:
     return max(1, min(wanted, most))
 
 
-def default_code(d: int) -> str:
-    """Transforms and code where the user names none.
-
-    1 bit a dimension is enough where there are many dimensions; fewer need more bits each for the
-    candidates to hold the true neighbours. Measured on real embeddings at 50 to 1024 dimensions.
-    """
-    if d >= 512:
-        return "HR,RaBitQ"
-    if d >= 192:
-        return "HR,EDEN2"
-    return "HR,EDEN4" if d >= 32 else "SQ8"
-
-
-def parse_factory(text: str | None, *, n: int, d: int, metric: Metric) -> Factory:
-    """The factory of ``n`` rows of ``d`` dimensions from what the user wrote (None: the default).
+def parse_factory(text: str, *, n: int, d: int, metric: Metric) -> Factory:
+    """The factory of ``n`` rows of ``d`` dimensions from what the user wrote.
 
     Raises
     ------
@@ -107,19 +98,18 @@ def parse_factory(text: str | None, *, n: int, d: int, metric: Metric) -> Factor
         When the string is not understood, cannot live on disk, does not fit ``d``, or wants more
         lists than there are rows.
     """
-    written = default_code(d) if text is None else text
-    parts = [part.strip() for part in re.split(r",(?![^(]*\))", written)]
-    transforms, coarse, codes = _sort(parts, written)
+    parts = [part.strip() for part in re.split(r",(?![^(]*\))", text)]
+    transforms, coarse, codes = _sort(parts, text)
     if len(codes) != 1:
         what = "no code" if not codes else f"more than one code ({', '.join(codes)})"
         raise PlanError(
-            f"the factory string {written!r} has {what}",
+            f"the factory string {text!r} has {what}",
             kind="factory",
             hint="Write it as in 'HR,IVF4096,RaBitQ': transforms, lists, code.",
         )
     match = _IVF.match(coarse or "IVF")
     if match is None:
-        raise PlanError(f"{coarse!r} in {written!r} is not understood", kind="factory", hint="Write IVF4096.")
+        raise PlanError(f"{coarse!r} in {text!r} is not understood", kind="factory", hint="Write IVF4096.")
     nlist = int(match[1]) if match[1] else choose_nlist(n)
     if nlist < 1 or nlist > n:
         raise PlanError(

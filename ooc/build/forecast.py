@@ -1,12 +1,13 @@
-"""Which stages an operation has, and what part of its time each is expected to take."""
+"""What a build is expected to take: time by stage, from how fast this machine is; memory and disk."""
 
 from __future__ import annotations
 
-from ooc.build.kmeans import rows_looked_at
-from ooc.build.plan import Plan
-from ooc.engine import sketched
+from ooc.build.kmeans import passes
+from ooc.build.plan import Forecast, Plan
+from ooc.build.speed import Speed, measured, usual
+from ooc.stores import Store
 
-__all__ = ["STAGES", "shares"]
+__all__ = ["STAGES", "forecast", "seconds", "shares"]
 
 #: The stages of each operation, in order.
 STAGES = {
@@ -16,27 +17,56 @@ STAGES = {
     "merge": ("merge", "calibrate", "publish"),
 }
 
+#: A byte that is copied and made durable.
+_COPIED = 1 / 800e6
+#: A build that usually takes less is as soon done as measured.
+_SOON_SECONDS = 6.0
 
-def shares(plan: Plan, operation: str) -> dict[str, float]:
-    """What part of the time each stage is expected to take, from operations and bytes."""
-    stages = STAGES[operation]
-    byte = 1 / 800e6
-    pick = 8e-6  # a row here and there
-    values = plan.n * plan.d
-    lists = plan.n * (plan.code_size + 8)
-    # A row is assigned through a sketch, or by a product with all centroids.
-    place = plan.d * (1e-8 if sketched(plan.nlist, plan.d) else 2 * plan.nlist / 150e9)
-    seconds = {
+
+def forecast(store: Store, plan: Plan) -> Forecast:
+    """What a build of a plan takes; speeds are measured where that is worth it."""
+    speed = usual(plan)
+    if sum(seconds(plan, speed).values()) > _SOON_SECONDS:
+        speed = measured(store, plan)
+    return Forecast(
+        seconds=seconds(plan, speed),
+        memory_bytes=max(plan.memory_by_stage.values()),
+        disk_bytes=sum(plan.index_bytes.values()),
+        measured=speed.measured,
+    )
+
+
+def seconds(plan: Plan, speed: Speed) -> dict[str, float]:
+    """Seconds that each stage of a build takes, at these speeds."""
+    lists = plan.n * plan.lists_per_row * (plan.code_size + 8)
+    training = 0.0
+    first = -(-plan.sample_rows // (8 if plan.overlapped else 1))
+    if not plan.template:
+        before = None
+        for anew, every in passes(plan.sample_rows, plan.nlist) if plan.sample_rows > plan.nlist else ():
+            rows = -(-plan.sample_rows // every)
+            new = rows if anew or before is None else max(rows - before, 0)
+            training += new * speed.search + (rows - new) * speed.compare
+            training += speed.sketch if anew or new else 0.0
+            before = rows
+    witnessed = plan.n * plan.witnesses * (3e-9 / max(plan.threads, 1))
+    # What is decoded takes the same processors; what is mapped is brought in meanwhile.
+    worked = plan.n * speed.encode + witnessed
+    filled = max(worked, plan.n * speed.read) if plan.mapped else worked + plan.n * speed.read
+    return {
         "plan": 0.1,
-        "sample": plan.sample_rows * pick / (8 if plan.overlapped else 1),
-        # Of many centroids most passes compare a row with few.
-        "train": (0.55 if sketched(plan.nlist, plan.d) else 1)
-        * rows_looked_at(plan.sample_rows, plan.nlist)
-        * place,
-        "fill": plan.n * (place + 3e-9 * plan.witnesses) + values * 1e-8,
-        "merge": 2 * lists * byte + 0.1,
-        "calibrate": 0.3 + lists * byte + plan.n * 1e-6,
+        "sample": 0.0 if plan.template else first * speed.pick,
+        "train": training,
+        "fill": filled,
+        "merge": 2 * lists * _COPIED + 0.1,
+        "calibrate": 0.3 + lists * _COPIED + plan.n * 1e-6,
         "publish": 0.1,
     }
-    whole = sum(seconds[stage] for stage in stages)
-    return {stage: seconds[stage] / whole for stage in stages}
+
+
+def shares(plan: Plan, operation: str) -> dict[str, float]:
+    """What part of the time of an operation each of its stages is expected to take."""
+    expected = seconds(plan, usual(plan)) if plan.forecast is None else plan.forecast.seconds
+    stages = STAGES[operation]
+    whole = sum(expected[stage] for stage in stages)
+    return {stage: expected[stage] / whole for stage in stages}

@@ -25,7 +25,7 @@ from ooc.build.workers import Pool, in_order
 from ooc.engine import Look
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["Rows", "kept_bytes", "kmeans", "rows_looked_at"]
+__all__ = ["KEPT", "Rows", "kept_bytes", "kmeans", "passes", "rows_looked_at"]
 
 #: Numbers of centroids, in few bytes.
 NumberArray = NDArray[np.integer[Any]]
@@ -44,7 +44,7 @@ _MORE = 0.3
 #: Fewer rows of a list than this, at the mean, are too few for a pass.
 _LEAST_PER_LIST = 16
 #: Centroids that are kept of each row of the sample between passes, where there are many.
-_KEPT = 8
+KEPT = 8
 #: Up to this many centroids a matrix product sums their rows faster than going through them does.
 _DENSE_UP_TO = 256
 #: Rows of one list in a block that are added one by one; further ones are summed first.
@@ -97,21 +97,21 @@ def kmeans(
     rng = np.random.default_rng([seed, k])
     if sample.n <= k:
         return _finish(sample.take(np.arange(k) % sample.n), metric), np.ones(k, np.float32)
-    passes = _passes(sample.n, k)
+    each = passes(sample.n, k)
     # Of the rows of the first pass: further ones may not have been read yet.
-    drawn = -(-sample.n // passes[0][1])
+    drawn = -(-sample.n // each[0][1])
     begin = min(k + int(_MORE * k), drawn)
     centroids = _finish(sample.take(np.sort(rng.choice(drawn, begin, replace=False))), metric)
     sums = _Sums(centroids, unit=metric == "cosine")
     look: Look | None = None
     kept: dict[int, _Kept] = {}
     done = 0
-    for number, (anew, every) in enumerate(passes):
+    for number, (anew, every) in enumerate(each):
         # To and fro: what the page cache holds of a sample that is too large for it is read first.
         backwards = number % 2 == 1
         first = -(-sample.n // every)
         order = range(-(-first // _BLOCK))[:: -1 if backwards else 1]
-        more = anew or every < passes[number - 1][1]
+        more = anew or every < each[number - 1][1]
         assigner = Assigner(centroids, metric, sketch=more, like=look)
         look = assigner.look or look
         last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
@@ -123,7 +123,7 @@ def kmeans(
         losses = np.zeros(len(centroids))
         place = partial(_place, assigner=assigner, losing=last_with_more)
         for at, placed in zip(order, in_order(pool, place, blocks, threads), strict=True):
-            if number + 1 < len(passes) and not passes[number + 1][0]:
+            if number + 1 < len(each) and not each[number + 1][0]:
                 kept[at] = placed.kept
             sums.add(placed.x, placed.to)
             left = np.flatnonzero(placed.away >= 0)
@@ -141,12 +141,12 @@ def kmeans(
 
 def rows_looked_at(n: int, k: int) -> int:
     """How many rows ``progress`` counts in all."""
-    return 0 if n <= k else sum(-(-n // every) for _, every in _passes(n, k))
+    return 0 if n <= k else sum(-(-n // every) for _, every in passes(n, k))
 
 
 def kept_bytes(n: int, k: int) -> int:
     """What is kept of the rows of the sample between passes takes so much memory at most."""
-    return _number(k).itemsize * (_KEPT + 1) * max(n // every for _, every in _passes(n, k))
+    return _number(k).itemsize * (KEPT + 1) * max(n // every for _, every in passes(n, k))
 
 
 def _number(k: int) -> np.dtype[Any]:
@@ -154,8 +154,12 @@ def _number(k: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if k <= 1 << 16 else np.int32)
 
 
-def _passes(n: int, k: int) -> list[tuple[bool, int]]:
-    """The passes, each with as many rows as centroids need."""
+def passes(n: int, k: int) -> list[tuple[bool, int]]:
+    """The passes over ``n`` rows for ``k`` centroids.
+
+    Of each, whether it compares rows with all centroids, or, where these are many, only such as come into it;
+    and that it takes one of so many rows.
+    """
     most = max(1, n // (_LEAST_PER_LIST * k))
     return [(anew, min(every, most)) for anew, every in _PASSES]
 
@@ -194,7 +198,7 @@ def _place(
     if losing:
         labels, lost = assigner.assign_and_next(x)
     elif before is None or len(before.labels) < len(x):  # of a part that ended within the block
-        found = assigner.nearest(x, _KEPT)
+        found = assigner.nearest(x, KEPT)
         labels = assigner.assign(x) if found is None else found[:, 0]
         near = None if found is None else found.astype(_number(assigner.nlist))
     else:

@@ -35,11 +35,11 @@ from ooc.build.begun import (
     see_whole,
 )
 from ooc.build.calibrate import calibrate
-from ooc.build.expect import STAGES, shares
 from ooc.build.fill import fill as fill_shards
+from ooc.build.forecast import STAGES, forecast, shares
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
-from ooc.build.plan import Options, Plan
+from ooc.build.plan import Forecast, Options, Plan, check_disk, plan_store
 from ooc.build.processes import Team, fill_in_processes, team
 from ooc.build.publish import FIRST_GENERATION, FIRST_SEGMENT, publish
 from ooc.build.reuse import copy_template
@@ -63,12 +63,21 @@ from ooc.stores import Store, open_store
 from ooc.types import PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
 
-__all__ = ["build", "fill", "merge", "train"]
+__all__ = ["build", "fill", "merge", "plan", "train"]
 
 #: How often private memory is looked at.
 _LOOK_SECONDS = 0.1
 #: And how often freed memory is given back where a stage has come to so much of its share.
 _RELEASE_SECONDS, _MUCH = 0.5, 0.875
+
+
+def plan(store: StoreLike, options: Options, *, index: PathOrStr | None = None) -> Plan:
+    """What a build will do and cost; see ``ooc.plan``, which takes the options one by one."""
+    with open_store(store) as opened:
+        made = plan_store(opened, options)
+        if index is not None:
+            check_disk(Path(index), needed=made.peak_disk_bytes)
+        return dataclasses.replace(made, forecast=forecast(opened, made))
 
 
 def build(
@@ -236,6 +245,9 @@ class _Run:
             return self.nothing_to_do()
         share = divided(plan)
         check_room(self.layout, plan, scratch)
+        there = None if fresh else begun(self.layout)
+        expected = forecast(self._store, plan) if there is None else there.plan.forecast
+        plan = dataclasses.replace(plan, forecast=expected)
         # Refuses what is not ours.
         self.layout.claim(Header(d=plan.d, metric=plan.metric, features=plan.features))
         with publisher(self.layout.lock):
@@ -274,7 +286,7 @@ class _Run:
         for segment in record["segments"]:
             Segment(self.layout.segment(segment["name"])).close()  # says so where it is damaged
         self._emit(Note(message="this index is built already: same store, same plan", kind="already-built"))
-        return self._figures(record, already_built=True)
+        return self._figures(record, None, already_built=True)
 
     @contextlib.contextmanager
     def at_work(self, plan: Plan, status_file: Path) -> Iterator[None]:
@@ -306,8 +318,8 @@ class _Run:
     def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Tell of the end."""
         figures = {**figures, "seconds": time.monotonic() - self._began}
-        told = {**figures, "peak_private_bytes": self._peak}
-        self._emit(Finished(operation=self._operation, seconds=figures["seconds"], figures=told))
+        figures["peak_private_bytes"] = self._peak
+        self._emit(Finished(operation=self._operation, seconds=figures["seconds"], figures=figures))
         return figures
 
     def train(self, there: Begun, plan: Plan, options: Options) -> None:
@@ -405,7 +417,7 @@ class _Run:
         measured = self._calibrate(there, plan)
         report = self._report(plan)
         record = publish(plan, self.layout, report, measured, there.build.sketch, observer=self._emit)
-        return self._figures(record, already_built=False)
+        return self._figures(record, plan.forecast, already_built=False)
 
     def shard_figures(self, there: Begun) -> dict[str, Any]:
         """How far filling is."""
@@ -436,7 +448,9 @@ class _Run:
             },
         }
 
-    def _figures(self, record: Mapping[str, Any], *, already_built: bool) -> dict[str, Any]:
+    def _figures(
+        self, record: Mapping[str, Any], expected: Forecast | None, *, already_built: bool
+    ) -> dict[str, Any]:
         segments = [self.layout.segment(segment["name"]).root for segment in record["segments"]]
         sketch = self.layout.sketch(record["generation"])
         sketch_bytes = sketch.stat().st_size if sketch.exists() else 0
@@ -449,5 +463,7 @@ class _Run:
             "bytes": sum(bytes_below(path) for path in (self.layout.template, *segments)) + sketch_bytes,
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
+            "peak_private_bytes": self._peak,
+            "forecast": None if expected is None else dataclasses.asdict(expected),
             "already_built": already_built,
         }

@@ -20,23 +20,52 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from ooc import engine
+from ooc.build.choose import Compared, choose_code
 from ooc.build.factory import parse_factory
 from ooc.build.given import fingerprint, read_queries
 from ooc.build.reuse import reusable
-from ooc.build.sizes import Sizes, copied_dtype
+from ooc.build.sizes import Sizes, copied_dtype, most_witnesses
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.index.layout import SCALED, SPILL
-from ooc.stores import Store, open_store
+from ooc.stores import Store
 from ooc.types import METRICS, CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
 from ooc.units import DEFAULT_MEMORY, format_bytes, parse_bytes
 
 __all__ = [
+    "Forecast",
     "Options",
     "Plan",
+    "available_threads",
     "check_disk",
-    "plan",
     "plan_store",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a build is expected to take.
+
+    Attributes
+    ----------
+    seconds : mapping of str to float
+        By stage.
+    memory_bytes : int
+        Private memory at most.
+    disk_bytes : int
+        Of the finished index.
+    measured : bool
+        Whether speeds were measured for it on this machine and store, or are the usual ones.
+    """
+
+    seconds: Mapping[str, float]
+    memory_bytes: int
+    disk_bytes: int
+    measured: bool
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all stages."""
+        return sum(self.seconds.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +110,12 @@ class Plan:
         Fingerprint of the queries by which recall is measured; empty where rows of the store are.
     overlapped : bool
         Whether most of the sample is read while training goes on.
+    chosen : bool
+        Whether the code was chosen by what a search would read, as none was named.
+    compared : tuple of Compared
+        The codes that this was chosen among.
+    forecast : Forecast, optional
+        What the build is expected to take; no part of what makes two plans equal.
     """
 
     store: str
@@ -112,6 +147,9 @@ class Plan:
     witnesses: int = 0
     queries: str = ""
     overlapped: bool = False
+    chosen: bool = False
+    compared: tuple[Compared, ...] = ()
+    forecast: Forecast | None = dataclasses.field(default=None, compare=False)
 
     @property
     def digest(self) -> str:
@@ -145,8 +183,7 @@ class Plan:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row where a search reads it: in the index's own copy, or in the store."""
-        name = self.dtype if not self.copy_vectors or self.copy_dtype == "store" else self.copy_dtype
-        return self.d * (2 if name == "bfloat16" else np.dtype(name).itemsize)
+        return _row_bytes(self.d, self.dtype, self.copy_dtype if self.copy_vectors else "store")
 
     @property
     def shards(self) -> int:
@@ -162,7 +199,10 @@ class Plan:
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """The plan that ``to_record`` wrote."""
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in record.items() if name in names})
+        kept = {name: value for name, value in record.items() if name in names}
+        kept["compared"] = tuple(Compared(**one) for one in kept.get("compared", ()))
+        kept["forecast"] = Forecast(**kept["forecast"]) if kept.get("forecast") else None
+        return cls(**kept)
 
 
 #: What decides the bytes. The store's name and format are left out: a moved store is the same store.
@@ -180,101 +220,9 @@ _IDENTITY = (
 )
 
 
-def plan(
-    store: StoreLike,
-    *,
-    memory: int | str = DEFAULT_MEMORY,
-    metric: Metric = "l2",
-    factory: str | None = None,
-    seed: int = 0,
-    shard_rows: int | None = None,
-    threads: int | None = None,
-    copy_vectors: CopyVectors = "auto",
-    copy_dtype: CopyDtype = "store",
-    spill: Spill = "off",
-    on_bad: OnBad = "stop",
-    template: PathOrStr | None = None,
-    queries: StoreLike | None = None,
-    index: PathOrStr | None = None,
-) -> Plan:
-    """What building an index of a store will do and cost. Nothing is written.
-
-    Parameters
-    ----------
-    store : path, URL, glob, list, array or Store
-        What ``ooc.open_store`` takes.
-    memory : int or str
-        Budget of private memory for the whole process, as in ``"512MiB"``.
-    metric : {"l2", "ip", "cosine"}
-        ``cosine`` normalises the rows on their way in.
-    factory : str, optional
-        As faiss's, for example ``"HR,IVF4096,RaBitQ2"`` or ``"SQ8"``; lists and transforms that are
-        left out are filled in. Default: a rotation and a few bits a dimension.
-    seed : int
-        Same store, plan and seed: same bytes.
-    shard_rows : int, optional
-        Rows of a shard, rounded up to a multiple of 1024; default from the budget.
-    threads : int, optional
-        Default: the processors this process may use.
-    copy_vectors : {"auto", "always", "never"}
-        Whether the index keeps its own rows for exact re-ranking. ``auto``: where the store cannot
-        be memory-mapped, or ``copy_dtype`` asks for another dtype than the store's.
-    copy_dtype : {"store", "float16", "int8"}
-        Of those rows, in which exact distances are then computed: as the store has them, or rounded
-        to nearest. ``int8`` has one float32 scale a row. What is lost is measured while the index is
-        built; see ``ooc help stores``.
-    spill : {"off", "on"}
-        Whether each row is in a second list too, chosen as SOAR does (arXiv 2404.00774): twice the
-        bytes of lists. Whether a query then reads more or fewer of them for the same recall depends
-        on the vectors; see ``ooc help plan``.
-    on_bad : {"stop", "skip"}
-        At rows with NaN or infinity: stop with an error, or leave them out.
-    template : path, optional
-        An index whose trained template is reused; nothing is trained then. Its code, lists and seed
-        are this plan's.
-    queries : store, optional
-        Queries of the kind that will be asked, by which recall is measured; default: rows of the store
-        itself, which tell nothing of queries that are unlike them. Some hundred are used.
-    index : path, optional
-        Where the index shall be: its disk is checked for room.
-
-    Raises
-    ------
-    StoreError
-        The store is missing or is not a 2-d array of vectors.
-    PlanError
-        The memory is too small for any plan (the message has the least that works), the code
-        cannot live on disk, ``copy_dtype`` is no smaller than the store's, or the template is for
-        other vectors.
-    ResourceError
-        The disk of ``index`` has too little room.
-    ArgumentError
-        An argument is out of its range.
-    """
-    options = Options(
-        memory=memory,
-        metric=metric,
-        factory=factory,
-        seed=seed,
-        shard_rows=shard_rows,
-        threads=threads,
-        copy_vectors=copy_vectors,
-        copy_dtype=copy_dtype,
-        spill=spill,
-        on_bad=on_bad,
-        template=template,
-        queries=queries,
-    )
-    with open_store(store) as opened:
-        result = plan_store(opened, options)
-    if index is not None:
-        check_disk(Path(index), needed=result.peak_disk_bytes)
-    return result
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the caller of ``plan`` and ``build`` may choose; checked when it is made."""
+    """What the caller of ``ooc.plan`` and ``ooc.build`` may choose; checked when it is made."""
 
     memory: int | str = DEFAULT_MEMORY
     metric: Metric = "l2"
@@ -317,7 +265,7 @@ class Options:
 
 
 def plan_store(opened: Store, options: Options, *, n: int | None = None, trained: bool = False) -> Plan:
-    """The plan for the first ``n`` rows (default: all) of an open store; see ``plan``.
+    """The plan for the first ``n`` rows (default: all) of an open store, without a forecast.
 
     Where it is ``trained`` already, the budget need not suffice for training.
     """
@@ -328,8 +276,24 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
     n = opened.n if n is None else n
     threads = options.threads or available_threads()
     memory_bytes = parse_bytes(options.memory)
-    made = parse_factory(options.factory, n=n, d=opened.d, metric=options.metric)
     copies, copy_dtype = _copies(opened, options)
+    given = None
+    if options.queries is not None:
+        given = read_queries(options.queries, d=opened.d, metric=options.metric, count=most_witnesses(n))
+    compared: tuple[Compared, ...] = ()
+    code = options.factory
+    if code is None:
+        compared = choose_code(
+            opened,
+            options.metric,
+            options.seed,
+            threads,
+            n=n,
+            row_bytes=_row_bytes(opened.d, opened.dtype.name, copy_dtype if copies else "store"),
+            queries=given,
+        )
+        code = next(one.code for one in compared if one.chosen)
+    made = parse_factory(code, n=n, d=opened.d, metric=options.metric)
     spill = options.spill == "on"
     if spill and made.nlist < 2:
         raise PlanError(
@@ -344,9 +308,6 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         both = memory["train"] + sizes.sampling
         overlapped = both <= memory_bytes
         memory["train"] = both if overlapped else memory["train"]
-    given = None
-    if options.queries is not None:
-        given = read_queries(options.queries, d=opened.d, metric=options.metric, count=sizes.most_witnesses)
     return Plan(
         store=opened.uri,
         store_format=opened.format,
@@ -377,7 +338,15 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         witnesses=sizes.witnesses if given is None else len(given),
         queries="" if given is None else fingerprint(given),
         overlapped=overlapped,
+        chosen=options.factory is None,
+        compared=compared,
     )
+
+
+def _row_bytes(d: int, stored: str, copied: CopyDtype) -> int:
+    """Bytes of a row where a search reads it."""
+    name = stored if copied == "store" else copied
+    return d * (2 if name == "bfloat16" else np.dtype(name).itemsize)
 
 
 def _copies(opened: Store, options: Options) -> tuple[bool, CopyDtype]:

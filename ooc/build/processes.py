@@ -87,7 +87,8 @@ def team(named: StoreLike, store: Store, options: Options, plan: Plan, count: in
         )
     share = max(plan.memory_bytes - _OWN_BYTES, MIB) // count
     threads = max(1, plan.threads // count)
-    options = dataclasses.replace(options, memory=share, threads=threads)
+    # The code was chosen.
+    options = dataclasses.replace(options, memory=share, threads=threads, factory=plan.factory)
     try:
         each = plan_store(store, options, n=plan.n, trained=True)
     except PlanError as error:

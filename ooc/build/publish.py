@@ -60,6 +60,7 @@ def publish(
             **counts,
             "segments": [{"name": FIRST_SEGMENT, "rows": written["rows"]}],
             "plan": plan.identity,
+            "chosen": plan.chosen,
             **measured,
             "store": {"uri": plan.store, "format": plan.store_format, "mapped": plan.mapped},
         }

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ooc.build.draw import draw
 from ooc.build.plan import Plan
 from ooc.build.rows import prepare
 from ooc.build.sizes import BATCH_BYTES, DECODED_BATCH_BYTES
@@ -35,7 +36,7 @@ from ooc.stores.base import Store
 from ooc.types import FloatArray, IntArray
 from ooc.vectors import narrow, widen
 
-__all__ = ["Sample", "bad_rows_error", "draw", "npy_header", "sampled"]
+__all__ = ["Sample", "bad_rows_error", "npy_header", "sampled"]
 
 
 #: The parts of a sample, one after the other: each takes one row of so many, from so many on. The first is
@@ -50,28 +51,6 @@ _FLUSH_BYTES = 128 << 20
 _AHEAD = 8
 #: Of the header of an ``.npy`` that is written here.
 _HEADER_BYTES = 4096
-
-
-def draw(n: int, m: int, seed: int) -> IntArray:
-    """``m`` different row numbers of ``0 .. n - 1``, each set as likely as any other, ascending."""
-    rng = np.random.default_rng([seed, n])
-    if m >= n:
-        return np.arange(n, dtype=np.int64)
-    if m > n // 2:
-        return np.sort(rng.choice(n, m, replace=False))
-    # Far fewer than all: drawing again what was drawn twice takes memory for m, not for n.
-    rows = _distinct(rng.integers(0, n, m, dtype=np.int64))
-    while len(rows) < m:
-        rows = _distinct(np.concatenate((rows, rng.integers(0, n, m - len(rows), dtype=np.int64))))
-    return rows
-
-
-def _distinct(rows: IntArray) -> IntArray:
-    """As ``numpy.unique``, many times faster."""
-    rows = np.sort(rows)
-    first = np.ones(len(rows), np.bool_)
-    np.not_equal(rows[1:], rows[:-1], out=first[1:])
-    return rows[first]
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:

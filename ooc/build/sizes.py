@@ -27,6 +27,7 @@ __all__ = [
     "Sizes",
     "code_training_rows",
     "copied_dtype",
+    "most_witnesses",
 ]
 
 #: Rows that are assigned and encoded together. Fixed: the last bits of a matrix product change with
@@ -74,6 +75,12 @@ ORDER_BYTES = 16 * MIB
 def code_training_rows(sample_rows: int, d: int) -> int:
     """Rows of the sample that transforms and code are trained on: enough for both, few in memory."""
     return min(sample_rows, 65_536, max(32 * MIB // (4 * d), 256 * 39))
+
+
+def most_witnesses(n: int) -> int:
+    """How many queries at most recall is measured by, in a collection of ``n`` rows."""
+    times: float = min(np.sqrt(_WITNESSES_OF / n), _WITNESSES_TIMES)
+    return round(_WITNESSES * max(times, 1))
 
 
 def copied_dtype(stored: str, copy: CopyDtype) -> np.dtype[np.generic]:
@@ -135,12 +142,7 @@ class Sizes:
 
     @property
     def witnesses(self) -> int:
-        return min(self.n, self.most_witnesses)
-
-    @property
-    def most_witnesses(self) -> int:
-        times: float = min(np.sqrt(_WITNESSES_OF / self.n), _WITNESSES_TIMES)
-        return round(_WITNESSES * max(times, 1))
+        return min(self.n, most_witnesses(self.n))
 
     def _near(self) -> int:
         # Witnesses and what is known of them; and what a thread takes for a block of rows.

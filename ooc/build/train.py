@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 
 from ooc.build.assign import Assigner
+from ooc.build.draw import draw
 from ooc.build.kmeans import kmeans, rows_looked_at
 from ooc.build.plan import Plan
-from ooc.build.sample import Sample, draw, npy_header
+from ooc.build.sample import Sample, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import Pool
 from ooc.durable import DurableFile, make_directory, read_json, write_json

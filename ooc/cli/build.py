@@ -69,4 +69,12 @@ def describe(figures: dict[str, Any]) -> list[str]:
         lines.append(f"{format_count(figures['skipped_rows'])} rows with NaN or infinity were left out")
     if figures["zero_rows"]:
         lines.append(f"{format_count(figures['zero_rows'])} rows are all zeros")
+    expected = figures["forecast"]
+    if expected is not None:
+        seconds = format_seconds(sum(expected["seconds"].values()))
+        memory, disk = (format_bytes(expected[key]) for key in ("memory_bytes", "disk_bytes"))
+        peak = format_bytes(figures["peak_private_bytes"])
+        lines.append(
+            f"forecast: {seconds}, {memory} of private memory, {disk}; it was at most {peak} of memory"
+        )
     return lines

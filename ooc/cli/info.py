@@ -152,6 +152,13 @@ def _built(info: Mapping[str, Any]) -> list[str]:
             f"{name} {format_seconds(stages[name]['seconds'])}" for name in _STAGES if name in stages
         )
         rows.append(("time", f"{format_seconds(report['seconds'])}: {each}"))
+        expected = report["plan"].get("forecast")
+        if expected:
+            each = ", ".join(f"{name} {format_seconds(s)}" for name, s in expected["seconds"].items() if s)
+            how = "measured" if expected["measured"] else "at usual speeds"
+            memory, disk = (format_bytes(expected[key]) for key in ("memory_bytes", "disk_bytes"))
+            seconds = format_seconds(sum(expected["seconds"].values()))
+            rows.append(("forecast", f"{seconds}, {how}: {each}; {memory} of private memory; {disk}"))
         rows.append(("private memory", f"{format_bytes(report['peak_private_bytes'])} at most"))
         rows.append(("with", ", ".join(f"{name} {text}" for name, text in report["versions"].items())))
     return pairs(rows)

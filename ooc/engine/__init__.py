@@ -4,7 +4,8 @@
 list, and writes the header that makes faiss open a file of lists. ``DiskLists`` is that header and
 file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows,
 and ``Exact`` compares rows with given centroids; a search finds lists by a ``Sketch``, in an order that a
-``Handicap`` changes. ``pairs`` computes exact distances where the rows lie.
+``Handicap`` changes. ``pairs`` computes exact distances where the rows lie, and
+``code_distances`` tells what a code would make of them.
 
 What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
 kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
@@ -29,6 +30,7 @@ from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
 from ooc.engine.sketch import Sketch, sketch_bytes, sketched
+from ooc.engine.trial import code_distances
 
 __all__ = [
     "ID_BYTES",
@@ -43,6 +45,7 @@ __all__ = [
     "Sketch",
     "check_platform",
     "code_bytes",
+    "code_distances",
     "one_thread",
     "pairs",
     "sketch_bytes",

@@ -205,6 +205,11 @@ class Codec:
         """Whether the code learns from rows; signs do not."""
         return not self._sign_bits
 
+    @property
+    def trained_soon(self) -> bool:
+        """Whether the code learns a few numbers of few rows; codebooks take many."""
+        return not hasattr(self._ivf, "pq")
+
     def train_transforms(self, x: FloatArray) -> None:
         """Train what precedes the code (PCA, OPQ) on ``(m, d)`` rows."""
         for step in self._chain:

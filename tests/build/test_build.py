@@ -121,7 +121,7 @@ def test_ids_ascend_in_every_list_and_name_every_row_once(npy: Path, x: FloatArr
 
 
 def test_the_sample_is_of_the_whole_store_and_of_the_seed() -> None:
-    from ooc.build.sample import draw
+    from ooc.build.draw import draw
 
     for n, m in ((100_000, 1000), (1000, 900), (50, 50), (3_000_000_000, 1000)):
         rows = draw(n, m, 0)

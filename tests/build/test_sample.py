@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import ooc
+from ooc.build.draw import draw
 from ooc.build.plan import Plan
-from ooc.build.sample import Sample, draw, sampled
+from ooc.build.sample import Sample, sampled
 from ooc.build.workers import workers
 from ooc.events import Event, StageFinished
 from ooc.stores import Store, open_store

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 import ooc
 from ooc.build import room
 from ooc.build.begun import need_begun, plan_as_begun
+from ooc.build.draw import draw
 from ooc.build.fill import fill as fill_stage
 from ooc.build.processes import PARENT_VARIABLE, _Worker
-from ooc.build.sample import draw
 from ooc.build.shards import format_numbers, parse_numbers, shards_done
 from ooc.build.status import read_status
 from ooc.build.train import load_template

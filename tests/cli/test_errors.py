@@ -164,7 +164,7 @@ def test_every_verb_and_option_has_help() -> None:
 def test_the_parser_offers_what_the_library_takes() -> None:
     from inspect import signature
 
-    from ooc.build.plan import plan
+    from ooc.api import plan
 
     args = make_parser().parse_args(["plan", "x"])
     given = options.plan_options(args)

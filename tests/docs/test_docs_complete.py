@@ -14,7 +14,7 @@ import pytest
 
 import ooc
 from ooc import errors
-from ooc.build.factory import choose_nlist, default_code, parse_factory
+from ooc.build.factory import CODES, choose_nlist, parse_factory
 from ooc.cli.main import EXIT_BROKEN_PIPE, EXIT_UNFORESEEN, VERBS, make_parser
 from ooc.stores.formats import FORMATS
 from ooc.stores.write_raw import RAW_DTYPES
@@ -103,15 +103,9 @@ def test_sizes_of_codes_are_true(page: Path) -> None:
         assert [int(small), int(large)] == sizes, code
 
 
-def test_default_codes_are_true() -> None:
-    table = next(t for t in tables(DOCS / "plan.md") if t[0] == ["d", "code"])
-    for dimensions, code in table[1:]:
-        numbers = [int(number) for number in re.findall(r"\d+", dimensions)]
-        numbers = [numbers[0] - 1] if dimensions.startswith("below") else numbers
-        assert {default_code(d) for d in numbers} == {code.strip("`")}, dimensions
-    said = dict(re.findall(r"from (\d+)\s+(?:dimensions\s+)?on\s+`([^`]+)`", prose(README)))
-    assert len(said) == 3
-    assert all(default_code(int(d)) == code and default_code(int(d) - 1) != code for d, code in said.items())
+def test_codes_that_are_compared_are_named() -> None:
+    text = prose(DOCS / "plan.md")
+    assert ", ".join(f"`{code}`" for code in CODES) in text
 
 
 def test_numbers_of_lists_are_true() -> None:

@@ -47,6 +47,10 @@ _ENTRIES_A_ROW, _ENTRIES_LEAST = 8, 1 << 20
 _TILE, _SCAN_TILE = 64, 16
 #: Lists are scanned until they hold this share of all neighbours.
 _ENOUGH = 0.999
+#: A query looks into so many times as many lists as the mean does, at most.
+_MOST_TIMES = 1.5
+#: What a power loses in rounding.
+_ROUNDED = 1e-9
 #: What is kept of the settings: each that recalls more than all cheaper ones, by at least this.
 _GAIN = 5e-4
 
@@ -88,9 +92,9 @@ def calibrate(
     calibration : dict
         ``by``: what was asked, ``"rows"`` or ``"queries"``. ``queries`` and ``scanned``: how many witnesses.
         ``far``: how near to a centroid one in twenty was not.
-        ``settings``: by k (text), lines of ``nprobe``, ``candidates``, ``recall``, its lower bound, and
-        bytes of lists and rows that a query reads; those that recall more than all cheaper ones, from the
-        cheapest on. Empty where there are no witnesses.
+        ``settings``: by k (text), lines of ``nprobe`` at most, ``candidates``, ``recall``, its lower bound,
+        bytes of lists and rows that a query reads, and how far lists may be; those that recall more than all
+        cheaper ones, from the cheapest on. Empty where there are no witnesses.
     """
     queries = len(witnesses.x)
     with (
@@ -103,13 +107,13 @@ def calibrate(
         if not queries:
             return order.record, {}
         segment = opened.enter_context(contextlib.closing(Segment(place, plan.lists_per_row, order)))
-        steps = _grid(segment.nlist)
-        within, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
+        steps = _steps(segment, witnesses.x)
+        within, counts, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
         some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, stop)
         row_bytes = plan.row_bytes + PAGE_BYTES - 1
         settings = {
-            str(measured.k): _frontier(measured, list_bytes, row_bytes)
-            for measured in _measured(steps, within, some, scans, nearest, witnesses.deep, plan.n)
+            str(measured.k): _frontier(steps, measured, list_bytes, row_bytes)
+            for measured in _measured(counts, within, some, scans, nearest, witnesses.deep, plan.n)
         }
         at.figures.update(queries=queries, scanned=len(some), handicap=order.record["handicap"])
     by = "queries" if plan.queries else "rows"
@@ -129,41 +133,80 @@ def _grid(last: int) -> IntArray:
     return np.unique(np.append(np.round(exact), last).astype(np.int64))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steps:
+    """How many lists are probed at each step ``(p,)``: at most so many, and those within reach."""
+
+    nprobe: IntArray
+    reach: AnyArray
+
+    def of(self, reaches: FloatArray) -> IntArray:
+        """How many lists ``(q, p)`` that is for queries, of whose lists ``(q, nlist)`` it is known."""
+        within = [np.searchsorted(line, self.reach.astype(np.float32), side="right") for line in reaches]
+        return np.clip(np.array(within), 1, self.nprobe)
+
+
+def _steps(segment: Segment, x: FloatArray) -> _Steps:
+    """Steps at which as many lists are probed as a grid has, at the mean or nearly so; at the last, all."""
+    lists = _grid(segment.nlist)
+    some = x[np.unique(np.linspace(0, len(x) - 1, _TILE).astype(np.int64))]
+    step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
+    sums = np.zeros(len(lists))
+    for part in _slices(len(some), step):
+        sums += _ordered(segment, segment.transform(some[part]))[1][:, lists - 1].sum(
+            axis=0, dtype=np.float64
+        )
+    reach = np.array([float(f"{value:.6g}") for value in sums / len(some)])
+    reach[-1] = np.inf
+    most = np.minimum(np.ceil(_MOST_TIMES * lists).astype(np.int64), segment.nlist)
+    return _Steps(nprobe=most, reach=np.maximum.accumulate(reach))
+
+
+def _ordered(segment: Segment, y: FloatArray) -> tuple[IntArray, FloatArray]:
+    """All lists of transformed queries in their order, and how far a search must reach for each."""
+    order, found = segment.order(y)
+    return order, segment.reaches(y, found, order)
+
+
 def _within(
     segment: Segment,
     plan: Plan,
     x: FloatArray,
     nearest: Nearest,
-    steps: IntArray,
+    steps: _Steps,
     pool: Pool,
     at: Stage,
     stop: threading.Event | None,
-) -> tuple[IntArray, AnyArray, AnyArray]:
+) -> tuple[IntArray, IntArray, AnyArray, AnyArray]:
     """Of each neighbour the lists that must be probed to meet it ``(q, k)``.
 
-    And how near each witness is to a centroid ``(q,)``, and mean bytes of so many lists.
+    And how many lists of each witness are probed at each step ``(q, p)``, how near it is to a centroid
+    ``(q,)``, and mean bytes of these lists ``(p,)``.
     """
     step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
 
-    def one(some: slice) -> tuple[slice, IntArray, AnyArray, AnyArray]:
+    def one(some: slice) -> tuple[slice, IntArray, IntArray, AnyArray, AnyArray]:
         y = segment.transform(x[some])
         close = nearness(segment.coarse(y, 1)[0][:, 0], y, plan.metric)
-        order = segment.order(y)
+        order, reaches = _ordered(segment, y)
+        probed = steps.of(reaches)
         rank: AnyArray = np.empty_like(order)
         np.put_along_axis(rank, order, np.arange(segment.nlist)[None], axis=1)
         queries = np.arange(len(order))[:, None, None]
         met = rank[queries, nearest.lists[some]].min(axis=2) + 1
-        return some, met, close, np.cumsum(segment.list_bytes(order), axis=1)[:, steps - 1].sum(axis=0)
+        read = np.cumsum(segment.list_bytes(order), axis=1)
+        return some, met, probed, close, np.take_along_axis(read, probed - 1, axis=1).sum(axis=0)
 
     within = np.empty(nearest.rows.shape, np.int64)
-    near, sums = np.empty(len(x)), np.zeros(len(steps))
-    for some, met, close, list_bytes in in_order(pool, one, _slices(len(x), step), plan.threads):
+    counts = np.empty((len(x), len(steps.nprobe)), np.int64)
+    near, sums = np.empty(len(x)), np.zeros(len(steps.nprobe))
+    for some, met, probed, close, list_bytes in in_order(pool, one, _slices(len(x), step), plan.threads):
         Stopped.raise_if(stop)
-        within[some], near[some] = met, close
+        within[some], counts[some], near[some] = met, probed, close
         sums += list_bytes
         at.tell(some.stop)
     within[nearest.rows < 0] = segment.nlist + 1
-    return within, near, sums / len(x)
+    return within, counts, near, sums / len(x)
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:
@@ -264,17 +307,16 @@ def _ranks(ids: IntArray, truth: IntArray) -> IntArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
-    """Recall@k and its lower bound ``(p, c)`` at ``nprobe`` ``(p,)`` and ``candidates`` ``(c,)``."""
+    """Recall@k and its lower bound ``(p, c)`` at each step, and ``candidates`` ``(c,)``."""
 
     k: int
-    nprobe: IntArray
     candidates: IntArray
     recall: AnyArray
     low: AnyArray
 
 
 def _measured(
-    steps: IntArray,
+    probed_at: IntArray,
     within: IntArray,
     some: IntArray,
     scans: list[_Scan],
@@ -294,11 +336,11 @@ def _measured(
     last = {k: nearest.keys[np.arange(len(there)), np.maximum(counts[k], 1) - 1] for k in tabled}
     right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}
     asked = _grid(most)
-    found = {k: np.empty((2, len(steps), len(asked))) for k in tabled}
+    found = {k: np.empty((2, probed_at.shape[1], len(asked))) for k in tabled}
     rows = np.arange(len(some))[:, None] * (len(asked) + 1)
-    for i, nprobe in enumerate(steps.tolist()):
-        met = within <= nprobe
-        cell = rows + np.searchsorted(asked, _rank_at(nprobe, within[some], scans), side="right")
+    for i, probed in enumerate(probed_at.T):
+        met = within <= probed[:, None]
+        cell = rows + np.searchsorted(asked, _rank_at(probed[some], within[some], scans), side="right")
         for k in tabled:
             right_met = met & right[k]
             # Where several are as far as the k-th more than k may be found.
@@ -317,7 +359,6 @@ def _measured(
     return [
         _Measured(
             k=k,
-            nprobe=steps,
             candidates=asked[asked >= k],
             recall=np.clip(found[k][0][:, asked >= k], 0, 1),
             low=found[k][1][:, asked >= k],
@@ -332,26 +373,32 @@ def _share(found: AnyArray, count: IntArray) -> AnyArray:
     return np.where(count > 0, share, 1.0)
 
 
-def _rank_at(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
-    """The rank by code of each neighbour at ``nprobe``, between those that scans gave.
+def _rank_at(probed: IntArray, within: IntArray, scans: list[_Scan]) -> IntArray:
+    """The rank by code ``(s, k)`` of each neighbour after ``probed`` lists ``(s,)``, between what scans gave.
 
     More lists bring more rows that look nearer, in proportion: ranks grow with a power of their number.
     Beyond the last scan they are taken to grow as they did up to it; neighbours that were in no list scanned
     have the ranks of those that were, dealt out at random.
     """
-    at = int(np.searchsorted([scan.nprobe for scan in scans], nprobe))
-    if at < len(scans) and (scans[at].nprobe == nprobe or at == 0):
-        return scans[at].rank
-    if at == len(scans):
-        return _beyond(nprobe, within, scans)
-    low, high = scans[at - 1], scans[at]
-    part = np.log(nprobe / low.nprobe) / np.log(high.nprobe / low.nprobe)
-    both = (low.rank < _NOT_FOUND) & (high.rank < _NOT_FOUND)
-    between = (low.rank + 1.0) ** (1 - part) * (high.rank + 1.0) ** part - 1
-    return np.where(both, np.ceil(np.where(both, between, 0)), high.rank).astype(np.int64)
+    stops = np.array([scan.nprobe for scan in scans])
+    ranks = np.stack([scan.rank for scan in scans])
+    at = np.searchsorted(stops, probed)
+    queries = np.arange(len(probed))
+    upper, lower_ = np.minimum(at, len(scans) - 1), np.maximum(np.minimum(at, len(scans) - 1) - 1, 0)
+    high, low = ranks[upper, queries], ranks[lower_, queries]
+    wide = np.log(stops[upper] / stops[lower_])
+    here = np.clip(probed, stops[0], stops[-1])
+    part = np.where(wide > 0, np.log(here / stops[lower_]) / np.where(wide > 0, wide, 1), 1)[:, None]
+    both = (low < _NOT_FOUND) & (high < _NOT_FOUND)
+    between = (np.where(both, low, 0) + 1.0) ** (1 - part) * (np.where(both, high, 0) + 1.0) ** part - 1
+    rank = np.where(both, np.ceil(between - _ROUNDED), high).astype(np.int64)
+    beyond = at == len(scans)
+    if beyond.any():
+        rank[beyond] = _beyond(probed, within, scans)[beyond]
+    return rank
 
 
-def _beyond(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
+def _beyond(probed: IntArray, within: IntArray, scans: list[_Scan]) -> IntArray:
     high = scans[-1]
     seen = within <= high.nprobe
     growth = 0.0
@@ -361,7 +408,7 @@ def _beyond(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
         if both.any():
             ratios = np.log((high.rank[both] + 1) / (low.rank[both] + 1))
             growth = float(ratios.mean()) / float(np.log(high.nprobe / low.nprobe))
-    times = (nprobe / high.nprobe) ** growth
+    times = np.maximum(probed / high.nprobe, 1)[:, None] ** growth
     rank = np.where(high.rank < _NOT_FOUND, np.ceil((high.rank + 1) * times) - 1, _NOT_FOUND).astype(np.int64)
     if seen.any() and not seen.all():
         known = np.sort(rank[seen])
@@ -371,26 +418,29 @@ def _beyond(nprobe: int, within: IntArray, scans: list[_Scan]) -> IntArray:
     return rank
 
 
-def _frontier(measured: _Measured, list_bytes: AnyArray, row_bytes: int) -> list[list[float]]:
+def _frontier(
+    steps: _Steps, measured: _Measured, list_bytes: AnyArray, row_bytes: int
+) -> list[list[float | None]]:
     """The settings that recall more than all that read fewer bytes, from the cheapest on."""
     lists = np.repeat(list_bytes, len(measured.candidates))
-    rows = np.tile(measured.candidates * row_bytes, len(measured.nprobe))
-    nprobe = np.repeat(measured.nprobe, len(measured.candidates))
-    asked = np.tile(measured.candidates, len(measured.nprobe))
+    rows = np.tile(measured.candidates * row_bytes, len(steps.nprobe))
+    step = np.repeat(np.arange(len(steps.nprobe)), len(measured.candidates))
+    asked = np.tile(measured.candidates, len(steps.nprobe))
     recall, low = measured.recall.reshape(-1), measured.low.reshape(-1)
-    kept: list[list[float]] = []
+    kept: list[list[float | None]] = []
     most = 0.0
     for i in np.argsort(lists + rows, kind="stable").tolist():
         if low[i] >= most + _GAIN:
             most = float(low[i])
             kept.append(
                 [
-                    int(nprobe[i]),
+                    int(steps.nprobe[step[i]]),
                     int(asked[i]),
                     round(float(recall[i]), 5),
                     round(most, 5),
                     round(float(lists[i])),
                     int(rows[i]),
+                    float(steps.reach[step[i]]) if np.isfinite(steps.reach[step[i]]) else None,
                 ]
             )
     return kept

@@ -13,6 +13,9 @@ from ooc.units import format_bytes, format_count, format_seconds
 
 HELP = "what an index holds and how it was built"
 
+#: Seconds from which a stage is worth naming in a forecast.
+_SHOWN = 0.05
+
 _STAGES = ("plan", "sample", "train", "fill", "merge", "calibrate", "publish")
 
 
@@ -154,11 +157,12 @@ def _built(info: Mapping[str, Any]) -> list[str]:
         rows.append(("time", f"{format_seconds(report['seconds'])}: {each}"))
         expected = report["plan"].get("forecast")
         if expected:
-            each = ", ".join(f"{name} {format_seconds(s)}" for name, s in expected["seconds"].items() if s)
-            how = "measured" if expected["measured"] else "at usual speeds"
+            stages = [f"{name} {format_seconds(s)}" for name, s in expected["seconds"].items() if s >= _SHOWN]
             memory, disk = (format_bytes(expected[key]) for key in ("memory_bytes", "disk_bytes"))
             seconds = format_seconds(sum(expected["seconds"].values()))
-            rows.append(("forecast", f"{seconds}, {how}: {each}; {memory} of private memory; {disk}"))
+            how = "as measured before" if expected["measured"] else "at usual speeds"
+            rows.append(("forecast", f"{seconds} {how}, {memory} of private memory, {disk}"))
+            rows.append(("by stage", ", ".join(stages)))
         rows.append(("private memory", f"{format_bytes(report['peak_private_bytes'])} at most"))
         rows.append(("with", ", ".join(f"{name} {text}" for name, text in report["versions"].items())))
     return pairs(rows)

@@ -144,9 +144,13 @@ class DiskLists:
         """The ``nprobe`` lists to look into first for transformed queries, see ``Coarse.find``."""
         return self._coarse.find(vectors(y, self.d_code), nprobe, ahead=ahead)
 
-    def order(self, y: FloatArray) -> IntArray:
+    def order(self, y: FloatArray) -> tuple[IntArray, FloatArray]:
         """All lists of each transformed query, see ``Coarse.order``."""
         return self._coarse.order(vectors(y, self.d_code))
+
+    def reaches(self, y: FloatArray, coarse: FloatArray, list_nos: IntArray) -> FloatArray:
+        """How far a search must reach for each list, see ``Coarse.reaches``."""
+        return self._coarse.reaches(vectors(y, self.d_code), coarse, list_nos)
 
     def looks(self, y: FloatArray) -> FloatArray:
         """How near the centroids are to transformed queries, see ``Coarse.looks``."""

@@ -110,9 +110,13 @@ class Segment:
         """
         return self._lists.coarse(y, nprobe, ahead=ahead)
 
-    def order(self, y: FloatArray) -> IntArray:
-        """Numbers of all lists ``(nq, nlist)`` in the order in which ``coarse`` finds them."""
+    def order(self, y: FloatArray) -> tuple[IntArray, FloatArray]:
+        """Numbers of all lists ``(nq, nlist)`` in the order in which ``coarse`` finds them, and distances."""
         return self._lists.order(y)
+
+    def reaches(self, y: FloatArray, coarse: FloatArray, list_nos: IntArray) -> FloatArray:
+        """How far a search must reach for each of the lists that ``coarse`` found, ``(nq, nprobe)``."""
+        return self._lists.reaches(y, coarse, list_nos)
 
     def looks(self, y: FloatArray) -> FloatArray:
         """Products of transformed queries with all centroids ``(nq, nlist)``; for l2 squared distances.

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -57,11 +57,13 @@ class Setting:
     Attributes
     ----------
     nprobe, candidates : int
-        Lists probed, and candidates compared exactly.
+        Lists probed at most, and candidates compared exactly.
     recall, low : float
         Mean recall of the witnesses, and its lower bound.
     list_bytes, row_bytes : int
         What a query reads of lists and of rows, in the mean.
+    reach : float, optional
+        Lists that are farther are not probed; None: all of them are.
     """
 
     nprobe: int
@@ -70,6 +72,7 @@ class Setting:
     low: float
     list_bytes: int
     row_bytes: int
+    reach: float | None = None
 
 
 class Promise:
@@ -89,7 +92,7 @@ class Promise:
         self.queries, self.scanned = int(record["queries"]), int(record["scanned"])
         self.by = str(record["by"])
         self.far = float(record["far"]) if "far" in record else None
-        names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes")
+        names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes", "reach")
         self._settings = {
             int(k): [Setting(**dict(zip(names, line, strict=True))) for line in lines]
             for k, lines in record["settings"].items()
@@ -149,6 +152,9 @@ class Promise:
             low=min(low.low, high.low),
             list_bytes=between("list_bytes"),
             row_bytes=between("row_bytes"),
+            reach=None
+            if low.reach is None or high.reach is None
+            else (1 - part) * low.reach + part * high.reach,
         ), kept and low_kept
 
     def _at(self, recall: float, k: int) -> tuple[Setting, bool]:
@@ -168,6 +174,14 @@ class Promise:
     def settings(self) -> dict[int, list[Setting]]:
         """All settings by k, from the cheapest on."""
         return self._settings
+
+
+class Chosen(NamedTuple):
+    """What a search takes: lists at most, candidates that are compared exactly, how far lists may be."""
+
+    nprobe: int
+    rerank: int
+    reach: float | None = None
 
 
 class Choice:
@@ -196,8 +210,8 @@ class Choice:
         nprobe: int | None = None,
         rerank: int | None = None,
         filtered: bool = False,
-    ) -> tuple[int, int]:
-        """``(nprobe, rerank)``; warns where no setting keeps the recall.
+    ) -> Chosen:
+        """What a search takes; warns where no setting keeps the recall.
 
         Recall was measured without a filter: a ``filtered`` search looks at least as far as where nothing
         was measured, which is what searches under filters were tried with.
@@ -215,17 +229,17 @@ class Choice:
         if recall is not None:
             _check_recall(recall, nprobe)
             if recall == 1:
-                return self._nlist, self._n if rerank is None else rerank
+                return Chosen(self._nlist, self._n if rerank is None else rerank)
         if nprobe is None and self.promise is not None:
             wanted = DEFAULT_RECALL if recall is None else recall
             setting, kept = self.promise.setting(wanted, k)
             if not kept and rerank != 0:
                 self._warn(self.promise, wanted, k)
-            nprobe, candidates = setting.nprobe, setting.candidates
+            nprobe, candidates, reach = setting.nprobe, setting.candidates, setting.reach
             if filtered:
                 nprobe = max(nprobe, self.default_nprobe)
-                candidates = max(candidates, default_rerank(k))
-            return nprobe, candidates if rerank is None else rerank
+                candidates, reach = max(candidates, default_rerank(k)), None
+            return Chosen(nprobe, candidates if rerank is None else rerank, reach)
         if nprobe is None and recall is not None:
             raise ArgumentError(
                 f"{self._name} has no measured recall to choose by",
@@ -233,7 +247,7 @@ class Choice:
                 hint="Name nprobe and rerank; `ooc eval` shows what they bring.",
             )
         nprobe = min(nprobe or self.default_nprobe, self._nlist)
-        return nprobe, default_rerank(k) if rerank is None else rerank
+        return Chosen(nprobe, default_rerank(k) if rerank is None else rerank)
 
     def _warn(self, promise: Promise, wanted: float, k: int) -> None:
         if k > max(TABLED_K):

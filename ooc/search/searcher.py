@@ -154,13 +154,16 @@ class Index:
     ) -> tuple[int, int]:
         """``(nprobe, rerank)`` that ``search`` takes for these arguments.
 
+        With a recall these are lists at most: each query looks into those that are near enough.
+
         Raises
         ------
         ArgumentError
             As ``search``.
         """
         filtered = self._allowed(filter) is not None
-        return self._choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=filtered)
+        chosen = self._choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=filtered)
+        return chosen.nprobe, chosen.rerank
 
     @property
     def default_nprobe(self) -> int:
@@ -304,12 +307,13 @@ class Index:
         self._opened()
         allowed = self._allowed(filter)
         promised = nprobe is None and allowed is None and self._choice.promise is not None
-        nprobe, rerank = self._choice.settings(
+        nprobe, rerank, reach = self._choice.settings(
             k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=allowed is not None
         )
         most = self.n if allowed is None else allowed.count
         wanted = Wanted(
             nprobe=nprobe,
+            reach=reach,
             k=k,
             candidates=min(max(rerank, k), most) if rerank else min(k, most),
             exact=rerank > 0,
@@ -425,7 +429,7 @@ class Index:
         queries = as_queries(xq, self.d, self.metric)
         self._opened()
         # How many rows there will be is not known: no recall at k is promised.
-        nprobe, _ = self._choice.settings(1, nprobe=self.default_nprobe if nprobe is None else nprobe)
+        nprobe, *_ = self._choice.settings(1, nprobe=self.default_nprobe if nprobe is None else nprobe)
         if not math.isfinite(radius):
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
         allowed = self._allowed(filter)

@@ -48,9 +48,12 @@ class Wanted:
         Rows that count, and how many of them the lists hold.
     promised : bool
         Whether a recall was asked for, and the setting chosen by what was measured.
+    reach : float, optional
+        Lists beyond it are left out: each query looks into ``nprobe`` at most.
     """
 
     nprobe: int
+    reach: float | None = None
     k: int = 0
     candidates: int = 0
     exact: bool = True
@@ -107,6 +110,8 @@ class Stages:
             coarse, lists = self._lists(y, wanted, entries, ahead)
             if wanted.promised and self._kind is not None:
                 self._kind.look(coarse[:, 0], y)
+            if wanted.reach is not None:
+                coarse, lists = self._within_reach(y, coarse, lists, wanted.reach)
         if not lists.shape[1]:  # nothing is allowed
             nothing = np.full((len(queries), 1), -1, np.int64)
             return best(np.zeros(nothing.shape, np.float32), nothing, wanted.k, metric)
@@ -133,6 +138,15 @@ class Stages:
                 found = distances(queries, ids, rows, metric, budget=self._budget, ahead=ask, trace=trace)
         with trace.time("order"):
             return best(found, ids, wanted.k, metric)
+
+    def _within_reach(
+        self, y: FloatArray, coarse: FloatArray, lists: IntArray, reach: float
+    ) -> tuple[FloatArray, IntArray]:
+        """The lists of each query that are no farther, the first of all; the others are -1."""
+        far = self._segment.reaches(y, coarse, lists) > reach
+        far[:, :1] = False
+        width = int((~far).sum(axis=1).max())
+        return coarse[:, :width], np.where(far, -1, lists)[:, :width]
 
     def within(self, query: FloatArray, radius: float, wanted: Wanted) -> tuple[FloatArray, IntArray]:
         """Distances and ids of all rows within ``radius`` of one query ``(1, d)``, in no order."""

@@ -238,11 +238,11 @@ def test_ranks_between_scans_lie_between() -> None:
     far = np.iinfo(np.int64).max // 2
     scans = [_Scan(nprobe=4, rank=np.array([[0, 10, far]])), _Scan(nprobe=8, rank=np.array([[0, 40, 7]]))]
     within = np.array([[1, 2, 6]])
-    between = _rank_at(6, within, scans)[0]
+    between = _rank_at(np.array([6]), within, scans)[0]
     assert between[0] == 0
     assert 10 < between[1] < 40
     assert between[2] == 7
-    beyond = _rank_at(32, within, scans)[0]
+    beyond = _rank_at(np.array([32]), within, scans)[0]
     assert beyond[1] > 40
 
 

@@ -93,7 +93,8 @@ def test_what_was_expected_is_told_beside_what_it_took(npy: Path, tmp_path: Path
     with ooc.open_index(tmp_path / "i") as index:
         kept = index.info()["report"]["plan"]["forecast"]
     assert kept == figures["forecast"]
-    assert abs(figures["bytes"] / figures["forecast"]["disk_bytes"] - 1) < 0.1
+    # Headers of a few ten thousand bytes are reckoned with besides.
+    assert 0 <= figures["forecast"]["disk_bytes"] - figures["bytes"] < 0.02 * figures["bytes"] + 150_000
     assert ooc.build(npy, tmp_path / "i")["forecast"] is None
 
 

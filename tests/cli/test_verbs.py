@@ -99,7 +99,8 @@ def test_progress_without_a_terminal_is_lines_with_the_time(here: Path) -> None:
     assert "\r" not in done.stderr
     assert any(re.search(r"fill +started +3 000 rows", line) for line in lines)
     assert any(re.search(r"fill +done in .*3 000 rows", line) for line in lines)
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.count("\n") == 2
+    assert "forecast: " in done.stdout
     assert re.search(r"b\.ooc: 3 000 rows, .*iB, built in ", done.stdout)
 
 

@@ -20,10 +20,13 @@ class _Ours:
         self._index = ooc.open_index(side["index"])
 
     def set(self, setting: Setting) -> None:
-        self._nprobe, self._rerank = setting["nprobe"], setting["candidates"]
+        if "promised" in setting:
+            self._options: dict[str, Any] = {"recall": setting["promised"] / 1000}
+        else:
+            self._options = {"nprobe": setting["nprobe"], "rerank": setting["candidates"]}
 
     def search(self, xq: Any) -> Any:
-        return self._index.search(xq, K, nprobe=self._nprobe, rerank=self._rerank)[1]
+        return self._index.search(xq, K, **self._options)[1]
 
     def in_thread(self) -> None:
         """Threads need nothing of the caller."""

@@ -20,6 +20,8 @@ import ooc
 #: Values of the knobs, in ascending order of work.
 _PROBES = tuple(1 << i for i in range(11))
 _WIDTHS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+#: Recalls, in thousandths, by which our settings are chosen: as users choose them.
+_PROMISED = (800, 850, 880, 900, 920, 930, 940, 950, 960, 970, 980, 990)
 #: DiskANN's build cannot end early: no more rows than it can do in ten minutes on two cores.
 _DISKANN_ROWS = 250_000
 
@@ -93,7 +95,8 @@ class OursSide(Side):
         return self.shared.ours[1]
 
     def settings(self) -> list[Setting]:
-        return self.probes(self.shared.lists[1], rerank=True)
+        promised: list[Setting] = [{"promised": recall} for recall in _PROMISED]
+        return self.probes(self.shared.lists[1], rerank=True) + promised
 
     def opening(self) -> dict[str, Any]:
         return {"index": str(self.shared.ours[0])}

@@ -19,7 +19,7 @@ STAGES = {
 
 #: A byte that is copied and made durable.
 _COPIED = 1 / 800e6
-#: What else there is to do for a row of the sample, or of the store, beside comparing and encoding it: lists are
+#: What else there is to do for a row, of the sample or the store, than to compare and to encode it: lists are
 #: summed, codes put in order. By builds of 50 000 to a million rows.
 _TRAIN_TIMES, _FILL_TIMES = 1.35, 1.12
 #: A build that usually takes less is as soon done as measured.

@@ -20,7 +20,7 @@ STAGES = {
 #: A byte that is copied and made durable.
 _COPIED = 1 / 800e6
 #: What else there is to do for a row, of the sample or the store, than to compare and to encode it: lists are
-#: summed, codes put in order. By builds of 50 000 to a million rows.
+#: summed, codes put in order. By a build of a million rows.
 _TRAIN_TIMES, _FILL_TIMES = 1.35, 1.12
 #: A build that usually takes less is as soon done as measured.
 _SOON_SECONDS = 6.0

@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Any
 # import of one of its modules does not put the package in the function's place.
 import ooc.build as _build_package  # noqa: F401
 import ooc.forks  # noqa: F401 - makes forking safe
-from ooc.api import build, fill, merge, plan, train
+from ooc.api import (
+    append,
+    build,
+    compact,
+    delete,
+    fill,
+    gc,
+    generations,
+    merge,
+    plan,
+    rollback,
+    train,
+    upsert,
+)
 from ooc.errors import (
     ArgumentError,
     ConflictError,
@@ -59,17 +72,24 @@ __all__ = [
     "Store",
     "StoreError",
     "__version__",
+    "append",
     "build",
+    "compact",
     "convert",
     "create_store",
+    "delete",
     "evaluate",
     "exact",
     "fill",
+    "gc",
+    "generations",
     "merge",
     "open_index",
     "open_store",
     "plan",
+    "rollback",
     "train",
+    "upsert",
 ]
 
 #: Where the rest of the public names live: imported when first asked for, so that `import ooc` is

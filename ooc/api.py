@@ -1,4 +1,4 @@
-"""The public functions of a build: what they add to the pipeline for a caller in Python."""
+"""The public functions that write an index: what they add to the pipeline for a caller in Python."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ if TYPE_CHECKING:
 
     from ooc.build.plan import Plan
     from ooc.events import Observer
-    from ooc.types import CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
+    from ooc.types import AnyArray, CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
 
-__all__ = ["build", "fill", "merge", "plan", "train"]
+__all__ = [
+    "append",
+    "build",
+    "compact",
+    "delete",
+    "fill",
+    "gc",
+    "generations",
+    "merge",
+    "plan",
+    "rollback",
+    "train",
+    "upsert",
+]
 
 
 def plan(
@@ -339,3 +352,248 @@ def merge(
     from ooc.build.pipeline import merge as run
 
     return run(store, index, observer=observer, stop=stop)
+
+
+def append(
+    index: PathOrStr,
+    store: StoreLike,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
+    copy_vectors: CopyVectors = "auto",
+    copy_dtype: CopyDtype = "store",
+    on_bad: OnBad = "stop",
+    auto: bool = False,
+    progress: bool = False,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Add rows to an index: those of another store, or those that a store has more than when it was indexed.
+
+    They become a segment of their own, by the template that the index has; rows that are there are not read.
+    Readers see them once they open the index again, ``refresh`` it, or follow. Ids continue those of the
+    index. Run again after an interruption, it goes on. A store whose rows are all there adds nothing; an
+    array is added each time.
+
+    Parameters
+    ----------
+    index : path
+    store : path, URL, glob, list, array or Store
+        Rows of the width of the index.
+    memory, threads, copy_dtype, on_bad, progress, observer, stop
+        As for ``build``.
+    copy_vectors : {"auto", "always", "never"}
+        Whether the index keeps these rows itself. ``auto``: where the store cannot be memory-mapped, as an
+        array, or ``copy_dtype`` asks for another dtype.
+    auto : bool
+        Compact afterwards, where there are more than 8 segments or more than a fifth of the rows in lists
+        are dead.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``index``, ``generation``, ``added`` (rows), ``first_id`` (of the first one), ``rows``
+        (that a search may find), ``segments``, ``stages``, ``peak_private_bytes``; with ``auto`` also
+        ``compacted``, segments that became one.
+
+    Raises
+    ------
+    IndexDirError
+        There is no finished index.
+    ConflictError
+        Another process changes the index, another change of it is unfinished, or rows of that store were
+        indexed and it holds other rows now.
+    ArgumentError, StoreError, DataError, PlanError, ResourceError, Stopped
+        As for ``build``; the index is as it was.
+    """
+    from ooc.cli.progress import observer_for
+    from ooc.events import broadcast
+    from ooc.update.append import append as run
+
+    with observer_for(progress) as display:
+        watching = broadcast([display, observer])
+        figures = run(
+            index,
+            store,
+            memory=memory,
+            threads=threads,
+            copy_vectors=copy_vectors,
+            copy_dtype=copy_dtype,
+            on_bad=on_bad,
+            observer=watching,
+            stop=stop,
+        )
+        if auto:
+            from ooc.update.compact import compact as run_compact
+
+            compacted = run_compact(index, auto=True, observer=watching, stop=stop)
+            figures |= {name: compacted[name] for name in ("generation", "compacted")}
+    return figures
+
+
+def upsert(
+    index: PathOrStr,
+    ids: AnyArray,
+    vectors: StoreLike,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
+    copy_dtype: CopyDtype = "store",
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Give ids other vectors. The index keeps these itself; what ids had before is dead.
+
+    Parameters
+    ----------
+    index : path
+    ids : (m,) integers
+        Each once, in any order: of rows that are there or were deleted.
+    vectors : array or store
+        m rows.
+    memory, threads, copy_dtype, observer, stop
+        As for ``build``.
+
+    Returns
+    -------
+    dict
+        As ``append``; ``first_id`` is None.
+
+    Raises
+    ------
+    ArgumentError
+        An id was never given, or is given twice; there are more or fewer vectors than ids.
+    IndexDirError, ConflictError, StoreError, DataError, PlanError, ResourceError, Stopped
+        As ``append``.
+    """
+    from ooc.update.append import upsert as run
+
+    return run(
+        index,
+        ids,
+        vectors,
+        memory=memory,
+        threads=threads,
+        copy_dtype=copy_dtype,
+        observer=observer,
+        stop=stop,
+    )
+
+
+def delete(index: PathOrStr, ids: AnyArray) -> dict[str, Any]:
+    """Delete rows. No search that opens the index afterwards finds them; their bytes go with ``compact``.
+
+    Parameters
+    ----------
+    index : path
+    ids : (m,) integers or (ids,) bool
+        In any order; those that were deleted before are passed over. Or a mask, with an entry for each id.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``index``, ``generation``, ``deleted`` (rows), ``rows`` (that a search may find).
+
+    Raises
+    ------
+    ArgumentError
+        An id was never given.
+    IndexDirError, ConflictError, ResourceError
+        As ``append``.
+    """
+    from ooc.update.delete import delete as run
+
+    return run(index, ids)
+
+
+def compact(
+    index: PathOrStr,
+    *,
+    auto: bool = False,
+    progress: bool = False,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Make one segment of all, without the codes of dead rows: a copy of lists, in bounded memory.
+
+    No row is read, and no answer changes. Readers go on with the generation that they hold.
+
+    Parameters
+    ----------
+    index : path
+    auto : bool
+        Only where there are more than 8 segments, or more than a fifth of the rows in lists are dead.
+    progress, observer, stop
+        As for ``build``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``index``, ``generation``, ``compacted`` (segments that became one; 0 where there was
+        nothing to do), ``dropped`` (dead rows), ``rows``, ``seconds``.
+
+    Raises
+    ------
+    IndexDirError, ConflictError, ResourceError, Stopped
+        As ``append``.
+    """
+    from ooc.cli.progress import observer_for
+    from ooc.events import broadcast
+    from ooc.update.compact import compact as run
+
+    with observer_for(progress) as display:
+        return run(index, auto=auto, observer=broadcast([display, observer]), stop=stop)
+
+
+def generations(index: PathOrStr) -> list[dict[str, Any]]:
+    """The generations of an index that are there, the oldest first.
+
+    Returns
+    -------
+    list of dict
+        JSON-ready: ``generation``, ``live``, ``held`` (a reader has it open), ``operation`` (that made it),
+        ``before`` (the generation that it changed), ``rows``, ``dead_rows`` (in lists), ``segments``
+        (their names), ``published`` (seconds since 1970).
+    """
+    from ooc.update.collect import generations as run
+
+    return run(index)
+
+
+def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
+    """Make an earlier generation the live one again. What was changed since is there until ``gc``.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such generation.
+    IndexDirError, ConflictError, ResourceError
+        Files of it are missing; or as ``append``.
+    """
+    from ooc.update.collect import rollback as run
+
+    return run(index, generation)
+
+
+def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
+    """Remove generations that nobody reads, and what an interrupted change left.
+
+    Parameters
+    ----------
+    index : path
+    keep : int
+        Generations before the live one that stay, so that ``rollback`` can go back to them.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``index``, ``removed`` and ``kept`` (numbers of generations), ``freed_bytes``.
+
+    Raises
+    ------
+    IndexDirError, ConflictError, ResourceError
+        As ``append``.
+    """
+    from ooc.update.collect import gc as run
+
+    return run(index, keep=keep)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,10 +41,12 @@ __all__ = [
     "make_directory",
     "partial_name",
     "read_json",
+    "remove_files",
     "remove_tree",
     "rename",
     "sync_directory",
     "translated",
+    "write_array",
     "write_bytes",
     "write_json",
 ]
@@ -239,6 +242,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_array(path: Path, array: AnyArray) -> list[str]:
+    """Write an array durably as ``.npy``, replacing what was there; its checksums."""
+    head = io.BytesIO()
+    described = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": array.shape,
+    }
+    np.lib.format.write_array_header_1_0(head, described)
+    with DurableFile(path) as file:
+        file.write(head.getvalue())
+        file.write(np.ascontiguousarray(array))
+        return file.checksums()
+
+
 def write_json(path: Path, record: Any) -> None:
     """Write a record durably: sorted keys, two spaces, so that equal records are equal bytes."""
     write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
@@ -308,6 +326,20 @@ def remove_tree(path: Path) -> None:
         if path.exists():
             shutil.rmtree(path)
             sync_directory(path.parent)
+
+
+def remove_files(paths: Iterable[Path]) -> int:
+    """Remove files, as far as they are there; bytes that were freed."""
+    freed, directories = 0, set()
+    for path in list(paths):
+        with translated(path, "removing"), contextlib.suppress(FileNotFoundError):
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+            directories.add(path.parent)
+    for directory in directories:
+        sync_directory(directory)
+    return freed
 
 
 def block_checksums(path: Path) -> list[str]:

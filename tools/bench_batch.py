@@ -78,7 +78,7 @@ def _bench(args: argparse.Namespace) -> int:
         result = new_result("batch", settings, args.index)
         queries = _queries(index, args.queries)
         say("the least that must be read")
-        lists = index._opened().layout.lists
+        lists = index._view().segments.each[0].layout.lists
         result["least"] = _least(index, queries, nprobe, args.candidates)
     files = [args.index, store]
     turns = {
@@ -117,17 +117,17 @@ def _queries(index: ooc.Index, count: int) -> FloatArray:
 def _least(index: ooc.Index, queries: FloatArray, nprobe: int, candidates: int) -> dict[str, int]:
     """Bytes of the pages of all probed lists and of all rows that the codes propose."""
     _, proposed = index.search(queries, candidates, nprobe=nprobe, rerank=0)
-    segment = index._opened()
+    segment = index._view().segments
     probed: list[AnyArray] = []
     for first in range(0, len(queries), 1024):
         y = segment.transform(queries[first : first + 1024])
         probed.append(np.unique(segment.coarse(y, nprobe)[1]))
     numbers = np.unique(np.concatenate(probed))
     numbers = numbers[numbers >= 0]
-    starts = segment._lists.offsets[numbers]
+    starts = segment._lists.offsets[0][numbers]
     lists = _pages(starts, starts + segment.list_bytes(numbers))
     rows = np.unique(proposed[proposed >= 0])
-    store = index._source.rows()
+    store = index._view().source.rows()
     # Where a file has a header the rows lie a little off the pages; how far does not matter to the sum.
     begin = 128 if store.format == "npy" else 0
     at = begin + rows * store.row_bytes

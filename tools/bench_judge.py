@@ -13,14 +13,14 @@ import sys
 from bench_recall import CANDIDATES, ID_BYTES, K, probes, queries_of, recall
 
 import ooc
-from ooc.index.segment import Segment
+from ooc.index.segment import Segments
 
 
 def main() -> None:
     path, truth = sys.argv[1:]
     curve: list[dict[str, float]] = []
     with ooc.open_index(path) as index:
-        segment = index._opened()
+        segment = index._view().segments
         # Some below: at equal bytes none of theirs shall lie outside the range of ours.
         for nprobe in sorted({*probes(index.nlist), *range(1, min(4, index.nlist + 1))}):
             point: dict[str, float] = {"nprobe": nprobe}
@@ -32,7 +32,7 @@ def main() -> None:
     print(json.dumps(curve))
 
 
-def _bytes(segment: Segment, xq: ooc.types.FloatArray, nprobe: int) -> float:
+def _bytes(segment: Segments, xq: ooc.types.FloatArray, nprobe: int) -> float:
     """Bytes of the lists that all queries look into."""
     _, lists = segment.coarse(segment.transform(xq), nprobe)
     return float(segment.sizes[lists[lists >= 0]].sum()) * (segment.code_size + ID_BYTES)

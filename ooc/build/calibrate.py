@@ -28,7 +28,7 @@ from ooc.build.workers import Pool, in_order, workers
 from ooc.errors import Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import SegmentLayout
-from ooc.index.segment import Segment
+from ooc.index.segment import Segments
 from ooc.search.best import best, once
 from ooc.search.budget import Budget
 from ooc.search.kind import FAR, nearness
@@ -102,11 +102,11 @@ def calibrate(
         workers(plan.threads) as pool,
         contextlib.ExitStack() as opened,
     ):
-        segment = opened.enter_context(contextlib.closing(Segment(place, plan.lists_per_row)))
+        segment = opened.enter_context(contextlib.closing(Segments([place], plan.lists_per_row)))
         order = choose_order(segment, plan, spread, witnesses.x, nearest, sketch, pool, stop)
         if not queries:
             return order.record, {}
-        segment = opened.enter_context(contextlib.closing(Segment(place, plan.lists_per_row, order)))
+        segment = opened.enter_context(contextlib.closing(Segments([place], plan.lists_per_row, order)))
         steps = _steps(segment, witnesses.x)
         within, counts, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
         some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, stop)
@@ -146,7 +146,7 @@ class _Steps:
         return np.clip(np.array(within), 1, self.nprobe)
 
 
-def _steps(segment: Segment, x: FloatArray) -> _Steps:
+def _steps(segment: Segments, x: FloatArray) -> _Steps:
     """Steps at which as many lists are probed as a grid has, at the mean or nearly so; at the last, all."""
     lists = _grid(segment.nlist)
     some = x[np.unique(np.linspace(0, len(x) - 1, _TILE).astype(np.int64))]
@@ -162,14 +162,14 @@ def _steps(segment: Segment, x: FloatArray) -> _Steps:
     return _Steps(nprobe=most, reach=np.maximum.accumulate(reach))
 
 
-def _ordered(segment: Segment, y: FloatArray) -> tuple[IntArray, FloatArray]:
+def _ordered(segment: Segments, y: FloatArray) -> tuple[IntArray, FloatArray]:
     """All lists of transformed queries in their order, and how far a search must reach for each."""
     order, found = segment.order(y)
     return order, segment.reaches(y, found, order)
 
 
 def _within(
-    segment: Segment,
+    segment: Segments,
     plan: Plan,
     x: FloatArray,
     nearest: Nearest,
@@ -226,7 +226,7 @@ _NOT_FOUND = np.iinfo(np.int64).max // 2
 
 
 def _scans(
-    segment: Segment,
+    segment: Segments,
     plan: Plan,
     x: FloatArray,
     nearest: Nearest,
@@ -252,7 +252,7 @@ def _scans(
     return scanned, [_Scan(nprobe=p, rank=r) for p, r in zip(_stops(last), ranks, strict=True)]
 
 
-def _scan(segment: Segment, plan: Plan, x: FloatArray, truth: IntArray, last: int) -> list[IntArray]:
+def _scan(segment: Segments, plan: Plan, x: FloatArray, truth: IntArray, last: int) -> list[IntArray]:
     """The ranks ``(s, k)`` of true neighbours by code, after each step of the lists scanned."""
     y = segment.transform(x)
     coarse, lists = segment.coarse(y, last)

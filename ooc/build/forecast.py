@@ -15,6 +15,8 @@ STAGES = {
     "train": ("plan", "sample", "train"),
     "fill": ("fill",),
     "merge": ("merge", "calibrate", "publish"),
+    "append": ("plan", "fill", "merge", "publish"),
+    "upsert": ("plan", "fill", "merge", "publish"),
 }
 
 #: A byte that is copied and made durable.

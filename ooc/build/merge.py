@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ooc.build.copies import copy_error
 from ooc.build.fill import Shard
 from ooc.build.plan import Plan
 from ooc.build.sizes import COPY_BYTES
-from ooc.durable import DurableFile, make_directory, read_json, write_bytes, write_json
+from ooc.durable import DurableFile, make_directory, read_json, write_array, write_bytes, write_json
 from ooc.engine import Codec
 from ooc.errors import IndexDirError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
@@ -25,7 +26,7 @@ from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES, ListsReader, evenness, list_groups
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["is_done", "merge"]
+__all__ = ["is_done", "merge", "write_record"]
 
 
 def merge(
@@ -34,6 +35,8 @@ def merge(
     codec: Codec,
     segment: SegmentLayout,
     *,
+    first_row: int = 0,
+    ids: IntArray | None = None,
     observer: Observer = ignore,
     stop: threading.Event | None = None,
 ) -> None:
@@ -51,6 +54,11 @@ def merge(
         The template that the shards were filled with.
     segment : SegmentLayout
         Where to; files appear when they are whole, the record last.
+    first_row : int
+        The number of the first row of the shards. Of rows that come to an index that is there sizes of lists
+        are written in place of a header, which would repeat all centroids.
+    ids : (n,) int64, optional
+        The id of each row, ascending; by default they are numbered on.
     observer : callable
         Is told events; bytes are counted.
     stop : threading.Event, optional
@@ -62,28 +70,47 @@ def merge(
         When a shard is not what its record says; its record is removed, so that the next run fills
         it again.
     """
-    if is_done(segment, plan):
+    if ids is None and is_done(segment, plan, first_row):
         return
     total = sum(shard.entries for shard in shards) * (codec.code_size + ID_BYTES)
     with stage(observer, "merge", total, unit="bytes") as at:
-        sizes, checksums = _merge_lists(shards, codec, segment, at, stop)
+        sizes, checksums = _merge_lists(shards, codec, segment, first_row, at, stop)
+        if ids is not None:
+            checksums[segment.ids.name] = write_array(segment.ids, ids)
         if plan.copy_vectors:
             checksums[segment.vectors.name] = [c for shard in shards for c in shard.row_checksums]
         if plan.copy_dtype == "int8":
             checksums[segment.scales.name] = [c for shard in shards for c in shard.scale_checksums]
-        _write_record(segment, plan, shards, checksums)
+        loss = {} if plan.copy_dtype == "store" else {"copy_error": copy_error(shards)}
+        write_record(
+            segment,
+            checksums,
+            plan=plan.digest,
+            rows=sum(shard.rows for shard in shards),
+            entries=sum(shard.entries for shard in shards),
+            skipped_rows=sum(shard.skipped for shard in shards),
+            zero_rows=sum(shard.zeros for shard in shards),
+            **({"first_row": first_row} if first_row else {}),
+            **loss,
+        )
         at.figures.update(bytes=total, **evenness(sizes))
 
 
-def is_done(segment: SegmentLayout, plan: Plan) -> bool:
-    """Whether a segment is there, whole, and of this plan."""
+def is_done(segment: SegmentLayout, plan: Plan, first_row: int = 0) -> bool:
+    """Whether a segment is there, whole, of this plan, and numbered from that row."""
     if not segment.record.exists():
         return False
-    return read_json(segment.record, what="the segment's record").get("plan") == plan.digest
+    record = read_json(segment.record, what="the segment's record")
+    return (record.get("plan"), record.get("first_row", 0)) == (plan.digest, first_row)
 
 
 def _merge_lists(
-    shards: list[Shard], codec: Codec, segment: SegmentLayout, at: Stage, stop: threading.Event | None
+    shards: list[Shard],
+    codec: Codec,
+    segment: SegmentLayout,
+    first_row: int,
+    at: Stage,
+    stop: threading.Event | None,
 ) -> tuple[IntArray, dict[str, list[str]]]:
     """The sizes of the merged lists, and checksums by file name."""
     make_directory(segment.root)
@@ -98,7 +125,7 @@ def _merge_lists(
         file = stack.enter_context(DurableFile(segment.lists, size=int(sizes.sum()) * entry))
         for first, last in list_groups(sizes, entry, COPY_BYTES):
             Stopped.raise_if(stop)
-            file.write(_interleave(readers, sizes, first, last, codec.code_size))
+            file.write(_interleave(readers, sizes, first, last, codec.code_size, first_row))
             at.tell(file.written)
         for reader in readers:
             try:
@@ -108,13 +135,15 @@ def _merge_lists(
                 error.hint = "Run the build again: it fills this shard anew."
                 raise
         checksums = {segment.lists.name: file.checksums()}
-    checksums[segment.header.name] = codec.save_header(segment.header, sizes)
+    if first_row:
+        checksums[segment.sizes.name] = write_array(segment.sizes, sizes)
+    else:
+        checksums[segment.header.name] = codec.save_header(segment.header, sizes)
     return sizes, checksums
 
 
-def _write_record(
-    segment: SegmentLayout, plan: Plan, shards: list[Shard], checksums: dict[str, list[str]]
-) -> None:
+def write_record(segment: SegmentLayout, checksums: dict[str, list[str]], **said: Any) -> None:
+    """Write the checksums of a segment's files and then its record, which says so much more."""
     lines = [
         f"{digest}  {name}  {number}\n"
         for name, digests in checksums.items()
@@ -122,26 +151,15 @@ def _write_record(
     ]
     write_bytes(segment.checksums, "".join(lines).encode())
     names = [*checksums, segment.checksums.name]
-    loss = {} if plan.copy_dtype == "store" else {"copy_error": copy_error(shards)}
-    write_json(
-        segment.record,
-        {
-            "plan": plan.digest,
-            "rows": sum(shard.rows for shard in shards),
-            "entries": sum(shard.entries for shard in shards),
-            "skipped_rows": sum(shard.skipped for shard in shards),
-            "zero_rows": sum(shard.zeros for shard in shards),
-            **loss,
-            "bytes": {name: (segment.root / name).stat().st_size for name in names},
-        },
-    )
+    sizes = {name: (segment.root / name).stat().st_size for name in names}
+    write_json(segment.record, {**said, "bytes": sizes})
 
 
 def _interleave(
-    readers: list[ListsReader], sizes: IntArray, first: int, last: int, code_size: int
+    readers: list[ListsReader], sizes: IntArray, first: int, last: int, code_size: int, first_row: int
 ) -> BytesArray:
     """The bytes of lists ``first`` to ``last`` of all shards in the order of the segment."""
-    if len(readers) == 1:
+    if len(readers) == 1 and not first_row:
         return readers[0].read(first, last)
     span = sizes[first:last]
     out = np.empty(int(span.sum()) * (code_size + ID_BYTES), np.uint8)
@@ -159,7 +177,10 @@ def _interleave(
             to = int(codes_at[i])
             out[to : to + count * code_size] = piece[at:middle]
             to = int(ids_at[i])
-            out[to : to + count * ID_BYTES] = piece[middle:end]
+            ids = piece[middle:end]
+            if first_row:
+                ids = (ids.copy().view(np.int64) + first_row).view(np.uint8)
+            out[to : to + count * ID_BYTES] = ids
             at = end
         codes_at += counts * code_size
         ids_at += counts * ID_BYTES

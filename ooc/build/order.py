@@ -21,7 +21,7 @@ from ooc.build.workers import Pool, in_order
 from ooc.engine import Handicap, Sketch, sketched
 from ooc.errors import Stopped
 from ooc.index.order import Order
-from ooc.index.segment import Segment
+from ooc.index.segment import Segments
 from ooc.types import AnyArray, FloatArray, IntArray
 
 __all__ = ["choose_order"]
@@ -36,7 +36,7 @@ _GAIN = 0.005
 
 
 def choose_order(
-    segment: Segment,
+    segment: Segments,
     plan: Plan,
     spread: FloatArray,
     x: FloatArray,
@@ -49,7 +49,7 @@ def choose_order(
 
     Parameters
     ----------
-    segment : Segment
+    segment : Segments
         The merged lists.
     spread : (nlist,) float32
         How far the rows of each list spread.

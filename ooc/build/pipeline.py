@@ -13,16 +13,12 @@ import contextlib
 import dataclasses
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ooc import engine
 from ooc.build.begun import (
     Begun,
     begin,
@@ -36,7 +32,7 @@ from ooc.build.begun import (
 )
 from ooc.build.calibrate import calibrate
 from ooc.build.fill import fill as fill_shards
-from ooc.build.forecast import STAGES, forecast, shares
+from ooc.build.forecast import forecast
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
 from ooc.build.plan import Forecast, Options, Plan, check_disk, plan_store
@@ -46,29 +42,24 @@ from ooc.build.reuse import copy_template
 from ooc.build.room import bytes_below, check_room
 from ooc.build.sample import sampled
 from ooc.build.shards import Numbered, shards_done
-from ooc.build.status import StatusWriter
 from ooc.build.train import Template, load_template
 from ooc.build.train import train as train_template
 from ooc.build.witness import Witnesses, neighbours_found
+from ooc.build.work import Work
 from ooc.build.workers import workers
-from ooc.durable import make_directory, read_json, remove_tree, write_json
+from ooc.durable import read_json, remove_tree, write_json
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
-from ooc.events import Event, Finished, Note, Observer, Progress, StageFinished, Started, broadcast
+from ooc.events import Note, Observer
 from ooc.index.layout import Header, Layout
 from ooc.index.lock import holder, publisher
 from ooc.index.order import Order, read_spread
 from ooc.index.segment import Segment
-from ooc.mapping import private_bytes, release_free_memory
+from ooc.mapping import release_free_memory
 from ooc.stores import Store, open_store
 from ooc.types import PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
 
 __all__ = ["build", "fill", "merge", "plan", "train"]
-
-#: How often private memory is looked at.
-_LOOK_SECONDS = 0.1
-#: And how often freed memory is given back where a stage has come to so much of its share.
-_RELEASE_SECONDS, _MUCH = 0.5, 0.875
 
 
 def plan(store: StoreLike, options: Options, *, index: PathOrStr | None = None) -> Plan:
@@ -188,8 +179,8 @@ def merge(
             return figures
 
 
-class _Run:
-    """One call: what its stages share."""
+class _Run(Work):
+    """One call of a build."""
 
     def __init__(
         self,
@@ -199,36 +190,9 @@ class _Run:
         observer: Observer | None,
         stop: threading.Event | None,
     ) -> None:
-        self._operation = operation
+        super().__init__(operation, layout, observer, stop)
         self._store = store
-        self.layout = layout
-        self._outside = observer
-        self._emit = broadcast([self._watch, observer])
-        self._stop = stop
-        self._stages: dict[str, dict[str, Any]] = {}
         self._template: Template | None = None
-        self._peak, self._looked, self._released = 0, 0.0, 0.0
-        self._shares: Mapping[str, int] = {}
-        self._began = time.monotonic()
-
-    def _watch(self, event: Event) -> None:
-        """What the run itself learns from the events."""
-        if isinstance(event, Progress):
-            # Asking the kernel takes half a millisecond, and there are thousands of events.
-            if event.time - self._looked >= _LOOK_SECONDS:
-                self._looked = event.time
-                private = private_bytes()
-                self._peak = max(self._peak, private)
-                # What threads free may stay with the C library, in the gaps between what they hold.
-                much = private > _MUCH * self._shares.get(event.stage, private)
-                if much and event.time - self._released >= _RELEASE_SECONDS:
-                    self._released = event.time
-                    release_free_memory()
-        elif isinstance(event, StageFinished):
-            self._stages[event.stage] = {"seconds": event.seconds, **event.figures}
-            workers = event.figures.get("workers_peak_bytes", 0)
-            self._peak = max(self._peak, workers + private_bytes() if workers else 0)
-            release_free_memory()  # the next stage's budget is its own
 
     def begin(
         self,
@@ -287,40 +251,6 @@ class _Run:
             Segment(self.layout.segment(segment["name"])).close()  # says so where it is damaged
         self._emit(Note(message="this index is built already: same store, same plan", kind="already-built"))
         return self._figures(record, None, already_built=True)
-
-    @contextlib.contextmanager
-    def at_work(self, plan: Plan, status_file: Path) -> Iterator[None]:
-        """Tell of the beginning, and keep the status file, which says how it ended if not well."""
-        make_directory(status_file.parent)
-        self._shares = plan.memory_by_stage
-        status = StatusWriter(status_file)
-        self._emit = broadcast([self._watch, status, self._outside])
-        self._emit(
-            Started(
-                operation=self._operation,
-                stages=shares(plan, self._operation),
-                memory_bytes=plan.memory_bytes,
-                settings=plan.to_record(),
-            )
-        )
-        if "plan" in STAGES[self._operation]:
-            self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
-        try:
-            yield
-        except Stopped as error:
-            status.stopped("stopped")
-            error.hint = "Everything finished so far is kept; the same command goes on from there."
-            raise
-        except BaseException as error:
-            status.stopped("failed", str(error))
-            raise
-
-    def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """Tell of the end."""
-        figures = {**figures, "seconds": time.monotonic() - self._began}
-        figures["peak_private_bytes"] = self._peak
-        self._emit(Finished(operation=self._operation, seconds=figures["seconds"], figures=figures))
-        return figures
 
     def train(self, there: Begun, plan: Plan, options: Options) -> None:
         """Sample and train, or copy the template that is to be reused."""
@@ -415,7 +345,7 @@ class _Run:
     def publish(self, there: Begun, plan: Plan) -> dict[str, Any]:
         """Calibrate, and publish the segment; the figures."""
         measured = self._calibrate(there, plan)
-        report = self._report(plan)
+        report = self.report(plan)
         record = publish(plan, self.layout, report, measured, there.build.sketch, observer=self._emit)
         return self._figures(record, plan.forecast, already_built=False)
 
@@ -432,20 +362,6 @@ class _Run:
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
             "already_built": False,
-        }
-
-    def _report(self, plan: Plan) -> dict[str, Any]:
-        return {
-            "plan": plan.to_record(),
-            "seconds": time.monotonic() - self._began,
-            "stages": self._stages,
-            "finished": time.time(),
-            "peak_private_bytes": self._peak,
-            "versions": {
-                "faiss": engine.version(),
-                "numpy": np.__version__,
-                "python": sys.version.split()[0],
-            },
         }
 
     def _figures(

@@ -205,6 +205,9 @@ class Plan:
         return cls(**kept)
 
 
+#: More rows than lists that anybody plans.
+_ANY_ROWS = 1 << 40
+
 #: What decides the bytes. The store's name and format are left out: a moved store is the same store.
 #: So is ``on_bad``: what was done before the first bad row is good under either.
 _IDENTITY = (
@@ -293,7 +296,9 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
             queries=given,
         )
         code = next(one.code for one in compared if one.chosen)
-    made = parse_factory(code, n=n, d=opened.d, metric=options.metric)
+    # A template has as many lists as it has, however few rows come to it.
+    many = n if reused is None else _ANY_ROWS
+    made = parse_factory(code, n=many, d=opened.d, metric=options.metric)
     spill = options.spill == "on"
     if spill and made.nlist < 2:
         raise PlanError(

@@ -21,9 +21,9 @@ from ooc.engine import Codec
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
-from ooc.types import BytesArray, FloatArray, IntArray
+from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
-__all__ = ["Template", "load_template", "train"]
+__all__ = ["Template", "load_template", "published_template", "train"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +157,11 @@ def load_template(layout: Layout, plan: Plan) -> Template | None:
     record = read_json(layout.train_record, what="the template's record")
     if record.get("plan") != plan.digest:
         return None
+    return published_template(layout, plan.metric)
+
+
+def published_template(layout: Layout, metric: Metric) -> Template:
+    """The template of an index, whichever plan it was made for."""
     codec = Codec.load(layout.template_file)
     centroids = np.load(layout.centroids_file, allow_pickle=False)
-    return Template(codec=codec, assigner=Assigner(centroids, plan.metric))
+    return Template(codec=codec, assigner=Assigner(centroids, metric))

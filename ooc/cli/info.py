@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,10 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", metavar="STORE", help="where the indexed vectors are now, if they were moved"
     )
+    parser.add_argument(
+        "--generations", action="store_true", help="the generations that are there, and what made them"
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.generations:
+        return _generations(args)
     from ooc.search.searcher import open_index
 
     with open_index(args.index, store=args.store) as index:
@@ -36,6 +42,30 @@ def run(args: argparse.Namespace) -> int:
         print_json(info)
     else:
         print_lines(describe(info, terminal_width()))
+    return 0
+
+
+def _generations(args: argparse.Namespace) -> int:
+    from ooc.update.collect import generations
+
+    found = generations(args.index)
+    if args.json:
+        print_json(found)
+        return 0
+    head = ("generation", "by", "rows", "dead", "segments", "published", "")
+    lines = [
+        (
+            str(one["generation"]),
+            one["operation"],
+            format_count(one["rows"]),
+            format_count(one["dead_rows"]),
+            str(len(one["segments"])),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["published"])),
+            ", ".join(word for word in ("live", "held") if one[word]),
+        )
+        for one in found
+    ]
+    print_lines(aligned([head, *lines], right=(0, 2, 3, 4)))
     return 0
 
 

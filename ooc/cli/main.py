@@ -21,11 +21,12 @@ __all__ = ["EXIT_BROKEN_PIPE", "EXIT_UNFORESEEN", "VERBS", "main", "make_parser"
 #: In the order that help shows them. Each module has ``HELP`` (one line), ``add_arguments(parser)`` and
 #: ``run(args)``, which imports what it needs: `ooc -h` waits for neither numpy nor faiss.
 VERBS = (
-    "plan", "build", "train", "fill", "merge", "status", "info", "search", "exact", "eval", "convert", "help",
+    "plan", "build", "train", "fill", "merge", "status", "info", "search", "exact", "eval",
+    "append", "upsert", "delete", "compact", "rollback", "gc", "convert", "help",
 )  # fmt: skip
 
 #: Those that go on where they were stopped.
-_GO_ON = ("build", "train", "fill", "merge", "convert")
+_GO_ON = ("build", "train", "fill", "merge", "append", "upsert", "convert")
 
 EXIT_UNFORESEEN = 1
 EXIT_BROKEN_PIPE = 141

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ooc.cli.progress import Display
 
 __all__ = [
+    "add_copies",
+    "add_copy_dtype",
     "add_json",
     "add_memory",
     "add_metric",
@@ -80,6 +82,29 @@ def add_on_bad(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_copies(parser: argparse.ArgumentParser) -> None:
+    """``--copy-vectors`` and ``--copy-dtype``."""
+    parser.add_argument(
+        "--copy-vectors",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether the index keeps its own rows for exact re-ranking; "
+        "auto: where the store cannot be mapped, or --copy-dtype is given",
+    )
+    add_copy_dtype(parser)
+
+
+def add_copy_dtype(parser: argparse.ArgumentParser) -> None:
+    """``--copy-dtype``."""
+    parser.add_argument(
+        "--copy-dtype",
+        choices=("store", "float16", "int8"),
+        default="store",
+        help="dtype of those rows: as in the store, or smaller with a loss that is measured; "
+        "int8 has a scale for each row",
+    )
+
+
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """What decides an index and its build, under the names that the Python functions have."""
     add = parser.add_argument
@@ -94,20 +119,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the sample, the rotation and k-means")
     add("--shard-rows", type=int, metavar="N", help="rows of a shard (default: from the budget)")
     add_threads(parser)
-    add(
-        "--copy-vectors",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="whether the index keeps its own rows for exact re-ranking; "
-        "auto: where the store cannot be mapped, or --copy-dtype is given",
-    )
-    add(
-        "--copy-dtype",
-        choices=("store", "float16", "int8"),
-        default="store",
-        help="dtype of those rows: as in the store, or smaller with a loss that is measured; "
-        "int8 has a scale for each row",
-    )
+    add_copies(parser)
     add(
         "--spill",
         choices=("off", "on"),

@@ -1,10 +1,11 @@
-"""A file of lists opened through faiss's ``OnDiskInvertedLists``."""
+"""Files of lists opened through faiss's ``OnDiskInvertedLists``, scanned together as one."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,18 @@ def _parameters(nprobe: int, selector: Selector | None) -> Any:
 
 
 class DiskLists:
-    """A file of lists opened through faiss's ``OnDiskInvertedLists``, read-only.
+    """Files of lists opened through faiss's ``OnDiskInvertedLists``, read-only.
 
-    Opening maps the header and the lists and reads next to nothing. Safe from several threads.
+    Opening maps the header and the lists and reads next to nothing. Safe from several threads. Where there
+    are several files, a list is what each of them has of it, one after the other; faiss puts that together
+    as it comes to the list (``HStackInvertedLists``), so a query is prepared for a list once.
 
     Parameters
     ----------
     header, lists : Path
         What ``Codec.save_header`` wrote, and the lists.
+    more : sequence of (Path, (nlist,) int64)
+        Further files of lists, laid out alike, and how many entries each of their lists has.
     sketch : Path, optional
         What ``Sketch.save`` wrote, of the centroids in transformed space; without, all are compared.
     handicap : Handicap, optional
@@ -50,12 +55,20 @@ class DiskLists:
 
     Attributes
     ----------
-    sizes, offsets : (nlist,) int64
-        Entries of each list, and the byte where it begins.
+    sizes : (nlist,) int64
+        Entries of each list, of all files.
+    in_file, offsets : list of (nlist,) int64
+        Entries of each list in each file, and the byte where it begins there.
     """
 
     def __init__(
-        self, header: Path, lists: Path, sketch: Path | None = None, handicap: Handicap | None = None
+        self,
+        header: Path,
+        lists: Path,
+        sketch: Path | None = None,
+        handicap: Handicap | None = None,
+        *,
+        more: Sequence[tuple[Path, IntArray]] = (),
     ) -> None:
         check_platform()
         flags = faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
@@ -67,20 +80,58 @@ class DiskLists:
             raise IndexDirError(f"{header} does not point to lists on disk", kind="index-damaged")
         self.d, self.d_code = self._codec.d, self._codec.d_code
         self.nlist, self.code_size = self._codec.nlist, self._codec.code_size
-        self.sizes, self.offsets = self._table()
-        self._check(header, lists)
-        self._lists.filename = str(lists)
-        self._lists.read_only = True
-        self._lists.prefetch_nthread = 0  # reads are asked for by advice, not by threads that touch pages
-        self._lists.do_mmap()
+        sizes, offsets = self._table()
+        self._check(header, lists, sizes, offsets)
+        self.in_file = [sizes, *(of for _, of in more)]
+        entry = self.code_size + ID_BYTES
+        self.offsets: list[IntArray] = [offsets, *((np.cumsum(of) - of) * entry for _, of in more)]
+        self.sizes: IntArray = np.sum(self.in_file, axis=0, dtype=np.int64)
+        #: Of each file; and where its lists are mapped.
+        if more:
+            self._files = [self._opened(lists, sizes), *(self._opened(path, of) for path, of in more)]
+            self._stack()
+        else:
+            self._files = [_mapped(self._lists, lists)]
+        self._lists_at = [
+            int(file.ptr) if of.any() else 0 for file, of in zip(self._files, self.in_file, strict=True)
+        ]
+        for at, file in zip(self._lists_at, self._files, strict=True):
+            # What was not asked for ahead costs its own pages and no more.
+            advise_random(at, int(file.totsize))
         self._ivf.parallel_mode = _BY_QUERIES
         self._ranging = threading.Lock()
         self._coarse = Coarse(self._codec, sketch, handicap)
-        self._lists_at = int(self._lists.ptr) if self.entries else 0
-        # What was not asked for ahead costs its own pages and no more.
-        advise_random(self._lists_at, int(self._lists.totsize))
         if hasattr(self._ivf, "use_precomputed_table"):
             self._ivf.use_precomputed_table = 0
+
+    def _opened(self, path: Path, sizes: IntArray) -> Any:
+        """A file of lists that lie one after the other."""
+        entry = self.code_size + ID_BYTES
+        try:
+            found = path.stat().st_size
+        except FileNotFoundError:
+            raise IndexDirError(f"the lists are missing: {path}", kind="index-damaged") from None
+        if sizes.shape != (self.nlist,) or (sizes < 0).any() or found != int(sizes.sum()) * entry:
+            raise IndexDirError(
+                f"{path} has {found} bytes, which its {self.nlist} lists do not take",
+                kind="index-damaged",
+                hint="It was cut short or is another one: copy the directory anew, or remove it and build.",
+            )
+        lists = faiss.OnDiskInvertedLists()
+        lists.nlist, lists.code_size = self.nlist, self.code_size
+        lists.lists.resize(self.nlist)
+        lists.set_all_lists_sizes(faiss.swig_ptr(np.ascontiguousarray(sizes, dtype=np.uint64)))
+        lists.totsize = found
+        return _mapped(lists, path)
+
+    def _stack(self) -> None:
+        """Let faiss see all files as one; those that it read with the header go."""
+        self._lists = None
+        pointers = faiss.InvertedListsPtrVector()
+        for file in self._files:
+            pointers.push_back(file)
+        self._stacked = faiss.HStackInvertedLists(pointers.size(), pointers.data())
+        self._ivf.replace_invlists(self._stacked, False)
 
     def _table(self) -> tuple[IntArray, IntArray]:
         """Sizes and offsets out of faiss's vector of {size, capacity, offset}, without a call a list."""
@@ -94,14 +145,14 @@ class DiskLists:
         table = raw.reshape(count, 3).astype(np.int64)
         return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 2])
 
-    def _check(self, header: Path, lists: Path) -> None:
+    def _check(self, header: Path, lists: Path, sizes: IntArray, offsets: IntArray) -> None:
         """Everything that faiss will address must lie within the file: it checks nothing itself."""
         try:
             size = lists.stat().st_size
         except FileNotFoundError:
             raise IndexDirError(f"the lists are missing: {lists}", kind="index-damaged") from None
-        ends = self.offsets + self.sizes * (self.code_size + ID_BYTES)
-        inside = (self.sizes >= 0) & (self.offsets >= 0) & (ends >= self.offsets) & (ends <= size)
+        ends = offsets + sizes * (self.code_size + ID_BYTES)
+        inside = (sizes >= 0) & (offsets >= 0) & (ends >= offsets) & (ends <= size)
         with header.open("rb") as file:
             file.seek(-_END_BYTES, os.SEEK_END)
             # Of a mapped header that was cut within its last number, faiss reads zeros beyond the end.
@@ -132,10 +183,6 @@ class DiskLists:
         """Bytes of the given lists."""
         return self.sizes[list_nos] * (self.code_size + ID_BYTES)
 
-    def ids_at(self, list_nos: IntArray) -> tuple[IntArray, IntArray]:
-        """``(byte offset, count)`` of the ids of the given lists."""
-        return self.offsets[list_nos] + self.sizes[list_nos] * self.code_size, self.sizes[list_nos]
-
     def transform(self, x: FloatArray) -> FloatArray:
         """``(m, d)`` rows or queries as the code sees them, ``(m, d_code)``."""
         return self._codec.transform_queries(x)
@@ -156,9 +203,9 @@ class DiskLists:
         """How near the centroids are to transformed queries, see ``Coarse.looks``."""
         return self._coarse.looks(vectors(y, self.d_code))
 
-    def let_go(self, offset: int, length: int) -> None:
-        """Unmap pages of the lists, which may then leave the page cache; they come back when touched."""
-        let_go(self._lists_at + offset, length)
+    def let_go(self, file: int, offset: int, length: int) -> None:
+        """Unmap pages of a file, which may then leave the page cache; they come back when touched."""
+        let_go(self._lists_at[file] + offset, length)
 
     def scan(
         self,
@@ -237,5 +284,17 @@ class DiskLists:
     def close(self) -> None:
         """Unmap the lists; the object must not be used afterwards."""
         self._ivf = self._lists = None
+        self._files = []
+        self._stacked = None
         self._coarse = None  # type: ignore[assignment]
         self._codec = None  # type: ignore[assignment]
+
+
+def _mapped(lists: Any, path: Path) -> Any:
+    """Lists of which sizes and places are known, mapped."""
+    lists.filename = str(path)
+    lists.read_only = True
+    lists.prefetch_nthread = 0  # reads are asked for by advice, not by threads that touch pages
+    if int(lists.totsize):
+        lists.do_mmap()
+    return lists

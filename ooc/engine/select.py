@@ -13,7 +13,7 @@ __all__ = ["Selector"]
 
 
 class Selector:
-    """A set of allowed ids. Made by ``of_range``, ``of_bits`` or ``of_ids``; safe from several threads.
+    """A set of allowed ids. Made by one of its ``of`` functions; safe from several threads.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class Selector:
 
     __slots__ = ("_memory", "native")
 
-    def __init__(self, native: Any, memory: BytesArray | None = None) -> None:
+    def __init__(self, native: Any, memory: object = None) -> None:
         self.native = native
         self._memory = memory
 
@@ -41,6 +41,12 @@ class Selector:
         """
         bits = np.ascontiguousarray(bits, dtype=np.uint8)
         return cls(faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)), bits)
+
+    @classmethod
+    def of_other_bits(cls, bits: BytesArray) -> Selector:
+        """Ids whose bit is 0, and those beyond the bits. No copy."""
+        listed = cls.of_bits(bits)
+        return cls(faiss.IDSelectorNot(listed.native), listed)
 
     @classmethod
     def of_ids(cls, ids: IntArray) -> Selector:

@@ -296,8 +296,18 @@ class SegmentLayout:
         return self.root / "index.faiss"
 
     @property
+    def sizes(self) -> Path:
+        """Entries of each list, of a segment without a header of its own."""
+        return self.root / "sizes.npy"
+
+    @property
     def lists(self) -> Path:
         return self.root / LISTS_NAME
+
+    @property
+    def ids(self) -> Path:
+        """The id of each of its rows, where they are not numbered one after another."""
+        return self.root / "ids.npy"
 
     @property
     def vectors(self) -> Path:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ooc.durable import translated
-from ooc.errors import ConflictError
+from ooc.errors import ConflictError, IndexDirError
 
-__all__ = ["holder", "lease", "publisher"]
+__all__ = ["Hold", "holder", "is_held", "lease", "publisher"]
 
 
 @contextlib.contextmanager
@@ -85,3 +85,55 @@ def holder(path: Path) -> str:
         return f"process {record['pid']} on {record['host']} since {since}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+class Hold:
+    """A file that is being read by this process, so that ``ooc gc`` leaves what it names alone.
+
+    A shared lock, of which a directory that may only be read knows too. It goes with the process and with
+    those that it forked.
+
+    Raises
+    ------
+    IndexDirError
+        The file is missing or cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            raise IndexDirError(f"{path} is missing", kind="index-missing") from None
+        except OSError as error:
+            raise IndexDirError(
+                f"{path} cannot be read: {error.strerror}", kind="index-unreadable"
+            ) from error
+        with contextlib.suppress(ImportError, OSError):  # a file system without locks
+            import fcntl
+
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Let go of it; may be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process, or this one, holds a file by ``Hold``."""
+    import fcntl
+
+    with translated(path, "locking"):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -51,15 +51,18 @@ class Order:
             return cls()
         strength = said.get("handicap") if isinstance(said, Mapping) else None
         has_sketch = said.get("sketch") if isinstance(said, Mapping) else None
+        of = said.get("sketch_of", generation) if isinstance(said, Mapping) else None
         if (
-            not isinstance(strength, int | float)
+            not isinstance(of, int)
+            or not isinstance(strength, int | float)
             or not 0 <= strength <= 1
             or not isinstance(has_sketch, bool)
         ):
             raise IndexDirError(f"the order of the lists is damaged: {said!r}", kind="index-damaged")
         return cls(
             handicap=Handicap(read_spread(layout), float(strength), metric) if strength else None,
-            sketch=layout.sketch(generation) if has_sketch else None,
+            # A generation that changed rows alone goes on with the sketch of an earlier one.
+            sketch=layout.sketch(of) if has_sketch else None,
         )
 
 

@@ -6,7 +6,7 @@ one (``ooc.search.rerank``): what is returned is never a distance out of the pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -43,9 +43,16 @@ def _allowed_rows(store: Store, allowed: IntArray, step: int) -> Iterator[tuple[
 
 
 def exhaustive(
-    xq: FloatArray, k: int, store: Store, metric: Metric, allowed: IntArray, *, some_bad: bool = False
+    xq: FloatArray,
+    k: int,
+    store: Store,
+    metric: Metric,
+    allowed: IntArray,
+    ids_of: Callable[[IntArray], IntArray] = lambda rows: rows,
+    *,
+    some_bad: bool = False,
 ) -> tuple[FloatArray, IntArray]:
-    """The ``k`` nearest of the rows ``allowed`` (ascending ids) by comparing all of them.
+    """The ``k`` nearest of the rows ``allowed`` (ascending) by comparing all of them: distances and ids.
 
     Where they are many the store is read front to back once, in blocks; few rows are gathered. With
     ``some_bad`` rows with NaN or infinity, which no index holds, may be among them and are passed over.
@@ -53,16 +60,16 @@ def exhaustive(
     keep = k + _MARGIN
     result = np.full((len(xq), 0), 0, np.float32), np.full((len(xq), 0), -1, np.int64)
     step = max(1, _SWEEP_BYTES // max(store.row_bytes, 4 * len(xq)))
-    for ids, rows in _allowed_rows(store, allowed, step):
+    for numbers, rows in _allowed_rows(store, allowed, step):
         x = as_float32(rows)
         if some_bad:
             finite = np.isfinite(x).all(axis=1)
-            x, ids = x[finite], ids[finite]
+            x, numbers = x[finite], numbers[finite]
         if metric == "cosine":
             x, _ = normalise(x)
         scores = xq @ x.T
         if metric == "l2":
             scores = np.einsum("ij,ij->i", x, x) - 2 * scores  # |q|² is the same for all rows
-        result = merge_best(result, (scores, np.broadcast_to(ids, scores.shape)), keep, metric)
-    ids = result[1]
-    return best(distances(xq, ids, store, metric), ids, k, metric)
+        result = merge_best(result, (scores, np.broadcast_to(numbers, scores.shape)), keep, metric)
+    found = distances(xq, result[1], store, metric)
+    return best(found, ids_of(result[1]), k, metric)

@@ -37,7 +37,7 @@ class Filter:
         Allowed rows; 0 is allowed too.
     """
 
-    __slots__ = ("_bits", "_few", "_selector", "_span", "count", "n")
+    __slots__ = ("__weakref__", "_bits", "_few", "_selector", "_span", "count", "n")
 
     def __init__(
         self,
@@ -164,6 +164,18 @@ class Filter:
             span,
             bits=_packed(n, lambda first, last: _of_roaring(bitmap & kind(range(first, last))) - first),
         )
+
+    @classmethod
+    def of_windows(cls, n: int, within: Callable[[int, int], AnyArray]) -> Filter:
+        """Of a function that says which of the rows from ``first`` to ``last`` are allowed: booleans."""
+        bits = _packed(n, within)
+        count = int(np.bitwise_count(bits).sum(dtype=np.int64))
+        everything = cls(n, count, (0, n), bits=bits)
+        if not count:
+            return cls(n, 0, (0, 0))
+        if count == n:
+            return cls(n, n, (0, n))
+        return everything if count * _BITS_OF_ID >= n else cls._of_ascending(everything.ids(), n)
 
     def ids(self, limit: int | None = None) -> IntArray:
         """The allowed ids, ascending, ``(count,)`` int64; the first ``limit`` of them where it is given."""

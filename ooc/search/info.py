@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,43 +10,56 @@ from ooc.durable import read_json
 from ooc.errors import OocError
 from ooc.index.layout import Layout
 from ooc.index.lists import evenness
-from ooc.index.segment import Segment
-from ooc.search.source import Source
+
+if TYPE_CHECKING:
+    from ooc.search.opened import Opened
 
 __all__ = ["figures"]
 
 
-def figures(
-    layout: Layout, generation: int, record: Mapping[str, Any], segment: Segment, source: Source
-) -> dict[str, Any]:
+def figures(layout: Layout, view: Opened) -> dict[str, Any]:
     """A JSON-ready mapping: sizes, lists, plan, training, store."""
+    generation, record, segments = view.generation, view.record, view.segments
     header = layout.read_header()
-    sizes = segment.sizes
+    sizes = segments.sizes
     even = evenness(sizes)
     counts, edges = np.histogram(sizes, bins=min(20, max(1, int(sizes.max()) - int(sizes.min()))))
-    report_path = layout.report(generation)
+    # Later generations go on with what was built once.
+    report_path = layout.report(record.get("built", generation.number))
     report = read_json(report_path, what="the build's report") if report_path.exists() else None
     return {
         "path": str(layout.root),
         "format_version": header.format_version,
-        "rows": segment.rows,
-        "lists_per_row": segment.lists_per_row,
+        "rows": view.n,
+        "lists_per_row": segments.lists_per_row,
         "d": header.d,
         "metric": header.metric,
         "factory": record["plan"]["factory"],
-        "nlist": segment.nlist,
-        "code_size": segment.code_size,
-        "generation": generation,
+        "nlist": segments.nlist,
+        "code_size": segments.code_size,
+        "generation": generation.number,
         "skipped_rows": record["skipped_rows"],
         "zero_rows": record["zero_rows"],
+        "dead_rows": sum(entry.dead for entry in generation.segments),
+        "ids": generation.id_end,
         "segments": [
             {
-                "name": entry["name"],
-                "rows": entry["rows"],
-                "bytes": segment.record["bytes"],
-                **{key: segment.record[key] for key in ("copy_error",) if key in segment.record},
+                "name": entry.name,
+                "rows": entry.rows,
+                "dead_rows": entry.dead,
+                "bytes": one.record["bytes"],
+                **{key: one.record[key] for key in ("copy_error",) if key in one.record},
             }
-            for entry in record["segments"]
+            for entry, one in zip(generation.segments, segments.each, strict=True)
+        ],
+        "stores": [
+            {
+                "rows": part.rows,
+                "uri": part.origin.uri,
+                "first": part.origin.first,
+                "copied": part.own is not None,
+            }
+            for part in generation.parts
         ],
         "template_bytes": {path.name: path.stat().st_size for path in sorted(layout.template.glob("*"))},
         "list_sizes": {
@@ -61,13 +73,15 @@ def figures(
         "plan": report["plan"] if report else record["plan"],
         "train": read_json(layout.train_record, what="the template's record"),
         "report": report,
-        "store": {**record["store"], "reachable": _reachable(source)},
+        "store": {**record["store"], "reachable": _reachable(view)},
     }
 
 
-def _reachable(source: Source) -> bool:
+def _reachable(view: Opened) -> bool:
     try:
-        source.rows()
+        rows = view.source.rows()
+        if rows.n:
+            rows.read(0, 1)
     except OocError:
         return False
     return True

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ooc.engine import Selector
-from ooc.index.segment import Segment
+from ooc.index.segment import Segments
 from ooc.search.best import best, once, worst
 from ooc.search.budget import Budget
 from ooc.search.filters import Booleans
@@ -25,7 +25,7 @@ __all__ = ["candidates"]
 
 
 def candidates(
-    segment: Segment,
+    segment: Segments,
     y: FloatArray,
     coarse: FloatArray,
     lists: IntArray,
@@ -100,7 +100,7 @@ def candidates(
     return found, ids
 
 
-def _entries(segment: Segment, lists: IntArray) -> int:
+def _entries(segment: Segments, lists: IntArray) -> int:
     return int(segment.sizes[lists[lists >= 0]].sum())
 
 
@@ -116,7 +116,7 @@ def _packed(lists: IntArray, coarse: FloatArray, inside: Booleans) -> tuple[IntA
 
 
 def _each_once(
-    segment: Segment, found: FloatArray, ids: IntArray, count: int, metric: Metric
+    segment: Segments, found: FloatArray, ids: IntArray, count: int, metric: Metric
 ) -> tuple[FloatArray, IntArray]:
     """The ``count`` best of each query, each row once."""
     if segment.lists_per_row > 1:

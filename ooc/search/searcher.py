@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from ooc.durable import read_json
 from ooc.engine import threads_limited
 from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.layout import Layout
 from ooc.index.lists import ID_BYTES
-from ooc.index.order import Order
-from ooc.index.segment import Segment
 from ooc.search.budget import Budget
 from ooc.search.exact import exhaustive
 from ooc.search.filters import Filter
 from ooc.search.info import figures
-from ooc.search.kind import Kind
-from ooc.search.promise import Choice, Promise, default_rerank
+from ooc.search.opened import Opened
+from ooc.search.promise import Promise, default_rerank
 from ooc.search.queries import as_queries
 from ooc.search.rerank import vectors
-from ooc.search.source import Source
-from ooc.search.stages import Stages, Wanted
+from ooc.search.stages import Wanted
 from ooc.search.stream import search_to
 from ooc.search.trace import NOTHING, Explanation, Trace
 from ooc.search.widen import compares_all
@@ -40,20 +39,30 @@ _EXACT_QUERIES = 1024
 _BATCH_QUERIES = 16_384
 
 
-def open_index(path: PathOrStr, *, store: StoreLike | None = None, memory: int | str | None = None) -> Index:
+def open_index(
+    path: PathOrStr,
+    *,
+    store: StoreLike | Mapping[str, StoreLike] | None = None,
+    memory: int | str | None = None,
+    follow: bool = False,
+) -> Index:
     """Open an index directory for searching. Takes milliseconds; nothing is written.
 
     Parameters
     ----------
     path : path
         The directory that ``ooc.build`` made. It may be read-only, moved or copied.
-    store : store, optional
-        Where the vectors are now, if they moved since the build.
+    store : store or mapping, optional
+        Where the vectors are now, if they moved since the build. Where rows of several stores were
+        appended: a mapping from what a store was called then, as ``info()`` has it, to where it is now.
     memory : int or str, optional
         What a search may use, in bytes or as text (``"256MiB"``), at least 64 MiB: queries that are
         searched together, lists and rows that are asked of the disk ahead, and Python itself stay within it,
         and a batch that reads more lets go of it behind. State it where the process has a limit (a
         cgroup); otherwise batches are planned for 1 GiB. See ``ooc help memory``.
+    follow : bool
+        Whether each search looks first if a newer generation was published, and moves to it. Otherwise
+        the index is what it was when it was opened, until ``refresh`` is called.
 
     Raises
     ------
@@ -64,7 +73,7 @@ def open_index(path: PathOrStr, *, store: StoreLike | None = None, memory: int |
     ArgumentError
         ``memory`` is no size, or too small.
     """
-    return Index(Layout.of(path), store, memory)
+    return Index(Layout.of(path), store, memory, follow=follow)
 
 
 class Index:
@@ -74,74 +83,81 @@ class Index:
 
     Attributes
     ----------
-    n : int
-        Rows in the index.
     d : int
         Dimensions.
     metric : {"l2", "ip", "cosine"}
-    nlist : int
-        Lists.
-    lists_per_row : int
-        How many lists a row is in.
     """
 
     def __init__(
-        self, layout: Layout, store: StoreLike | None = None, memory: int | str | None = None
+        self,
+        layout: Layout,
+        store: StoreLike | Mapping[str, StoreLike] | None = None,
+        memory: int | str | None = None,
+        *,
+        follow: bool = False,
     ) -> None:
-        self._layout, self._budget = layout, Budget.of(memory)
-        header = layout.read_header()
-        self.d: int = header.d
-        self.metric: Metric = header.metric
-        number = layout.live()
-        if number is None:
-            raise IndexDirError(
-                f"the index {layout.root} was not finished",
-                kind="index-unfinished",
-                hint="Run the same `ooc build` again: it goes on where it ended.",
-            )
-        self.generation = number
-        self._record = read_json(layout.generation(number), what=f"generation {number}")
-        self._segment: Segment | None = None
-        names = [segment["name"] for segment in self._record["segments"]]
-        self._open_segment(names, header.lists_per_row)
-        segment = self._opened()
-        self._source = Source(str(layout.root), self._record, segment, store)
-        #: One more than the largest id.
-        self._id_end = int(self._record["plan"]["n"])
-        name, promise = str(layout.root), Promise.of(self._record)
-        self._choice = Choice(
-            promise,
-            name=name,
-            n=self.n,
-            nlist=self.nlist,
-            lists_per_row=self.lists_per_row,
-        )
-        kind = None
-        if promise is not None and promise.far is not None:
-            kind = Kind(promise.far, metric=self.metric, by=promise.by, name=name)
-        self._stages = Stages(
-            segment, self._source, self.metric, self._budget, id_end=self._id_end, kind=kind
-        )
+        self._layout, self._budget, self._moved = layout, Budget.of(memory), store
+        self._header = layout.read_header()
+        self.d: int = self._header.d
+        self.metric: Metric = self._header.metric
+        self._follow, self._refreshing = follow, threading.Lock()
+        self._opened: Opened | None = self._open()
 
-    def _open_segment(self, names: list[str], lists_per_row: int) -> None:
-        if len(names) != 1 or not names[0].isalnum():
-            raise IndexDirError(
-                f"generation {self.generation} of {self._layout.root} names segments {names}",
-                kind="index-damaged",
-            )
-        order = Order.read(self._layout, self.generation, self._record, self.metric)
-        segment = Segment(self._layout.segment(names[0]), lists_per_row, order)
-        if segment.d != self.d:
-            raise IndexDirError(f"{segment.layout.header} is of {segment.d} dimensions", kind="index-damaged")
-        self._segment = segment
-        self.n = segment.rows
-        self.nlist = segment.nlist
-        self.lists_per_row = lists_per_row
+    def _open(self) -> Opened:
+        """The live generation. One that goes while it is opened was replaced: then the next one."""
+        while True:
+            number = self._layout.live()
+            if number is None:
+                raise IndexDirError(
+                    f"the index {self._layout.root} was not finished",
+                    kind="index-unfinished",
+                    hint="Run the same `ooc build` again: it goes on where it ended.",
+                )
+            self._published = _stamp(self._layout)
+            try:
+                return Opened(self._layout, self._header, number, self._budget, self._moved)
+            except IndexDirError:
+                if self._layout.live() == number:
+                    raise
+
+    def refresh(self) -> bool:
+        """Move to the newest generation, if there is a newer one; whether there was.
+
+        Searches that run meanwhile end with the generation that they began with.
+        """
+        with self._refreshing:
+            before = self._view(look=False)
+            self._published = _stamp(self._layout)
+            if self._layout.live() == before.generation.number:
+                return False
+            # Closed when the last search lets go of it.
+            self._opened = self._open()
+            return True
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation that is read."""
+        return self._view().generation.number
+
+    @property
+    def n(self) -> int:
+        """Rows that a search may find."""
+        return self._view().n
+
+    @property
+    def nlist(self) -> int:
+        """Lists."""
+        return self._view().segments.nlist
+
+    @property
+    def lists_per_row(self) -> int:
+        """How many lists a row is in."""
+        return self._view().segments.lists_per_row
 
     @property
     def promise(self) -> Promise | None:
         """What recall the build measured at which setting; None where it did not."""
-        return self._choice.promise
+        return self._view().choice.promise
 
     def settings(
         self,
@@ -161,14 +177,15 @@ class Index:
         ArgumentError
             As ``search``.
         """
-        filtered = self._allowed(filter) is not None
-        chosen = self._choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=filtered)
+        view = self._view(look=False)
+        filtered = view.allowed(filter) is not None
+        chosen = view.choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=filtered)
         return chosen.nprobe, chosen.rerank
 
     @property
     def default_nprobe(self) -> int:
         """Lists probed where nothing was measured: ``2 √nlist``, or ``√nlist`` of twice the length."""
-        return self._choice.default_nprobe
+        return self._view().choice.default_nprobe
 
     @staticmethod
     def default_rerank(k: int) -> int:
@@ -261,9 +278,11 @@ class Index:
         StoreError
             Rows are needed and their store is gone; see ``rerank=0`` and ``open_index(store=)``.
         """
-        found, ids, _ = self._search(xq, k, recall, nprobe, rerank, filter, NOTHING)
+        view = self._view()
+        found, ids, _ = self._search(view, xq, k, recall, nprobe, rerank, filter, NOTHING)
         if return_vectors:
-            return found, ids, vectors(ids, self._source.rows(), budget=self._budget)
+            rows = np.where(ids < 0, -1, view.numbering.rows(np.maximum(ids, 0)))
+            return found, ids, vectors(rows, view.source.rows(), budget=self._budget)
         return found, ids
 
     def explain(
@@ -282,7 +301,7 @@ class Index:
         """
         trace = Trace()
         began = time.perf_counter()
-        found, _, wanted = self._search(xq, k, recall, nprobe, rerank, filter, trace)
+        found, _, wanted = self._search(self._view(), xq, k, recall, nprobe, rerank, filter, trace)
         total = time.perf_counter() - began
         return Explanation(
             queries=len(found),
@@ -295,6 +314,7 @@ class Index:
 
     def _search(
         self,
+        view: Opened,
         xq: AnyArray,
         k: int,
         recall: float | None,
@@ -303,49 +323,70 @@ class Index:
         filter: object | None,  # noqa: A002
         trace: Trace,
     ) -> tuple[FloatArray, IntArray, Wanted]:
+        """Distances and ids ``(nq, k)``, and what was wanted."""
         queries = as_queries(xq, self.d, self.metric)
-        self._opened()
-        allowed = self._allowed(filter)
-        promised = nprobe is None and allowed is None and self._choice.promise is not None
-        nprobe, rerank, reach = self._choice.settings(
+        allowed = view.allowed(filter)
+        if allowed is None and not view.n:  # all rows were deleted
+            allowed = view.live()
+        promised = nprobe is None and allowed is None and view.choice.promise is not None
+        nprobe, rerank, reach = view.choice.settings(
             k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=allowed is not None
         )
-        most = self.n if allowed is None else allowed.count
-        wanted = Wanted(
-            nprobe=nprobe,
-            reach=reach,
-            k=k,
-            candidates=min(max(rerank, k), most) if rerank else min(k, most),
-            exact=rerank > 0,
-            allowed=allowed,
-            counted=self._stages.counting(allowed),
-            promised=promised,
-        )
-        if len(queries) and self._compares_all(wanted, len(queries)):
-            return *self._exhaustive(queries, wanted, trace), wanted
-        step = self._budget.batch_bytes // (8 * self._opened().d_code + wanted.queries_bytes)
+
+        def wanted_of(allowed: Filter | None) -> Wanted:
+            most = view.n if allowed is None else allowed.count
+            return Wanted(
+                nprobe=nprobe,
+                reach=reach,
+                k=k,
+                candidates=min(max(rerank, k), most) if rerank else min(k, most),
+                exact=rerank > 0,
+                allowed=allowed,
+                counted=view.stages.counting(allowed),
+                promised=promised,
+            )
+
+        wanted = wanted_of(allowed)
+        found, ids = self._in_batches(view, queries, wanted, trace)
+        if allowed is None and view.stages.dead is not None:
+            # Where all of a region was deleted a query looks farther, as it does under a filter.
+            short = np.flatnonzero(ids[:, min(k, view.n) - 1] < 0)
+            if len(short):
+                farther = wanted_of(view.live())
+                found[short], ids[short] = self._in_batches(view, queries[short], farther, trace)
+        return found, ids, wanted
+
+    def _in_batches(
+        self, view: Opened, queries: FloatArray, wanted: Wanted, trace: Trace
+    ) -> tuple[FloatArray, IntArray]:
+        if len(queries) and self._compares_all(view, wanted, len(queries)):
+            return self._exhaustive(view, queries, wanted, trace)
+        step = self._budget.batch_bytes // (8 * view.segments.d_code + wanted.queries_bytes)
         step = max(1, min(step, _BATCH_QUERIES))
         if len(queries) == 1:
             # Teams of threads cost a query more than they bring, and other threads have theirs to search.
             with threads_limited(1):
-                return *self._stages.search(queries, wanted, trace), wanted
-        found = np.empty((len(queries), k), np.float32)
-        ids = np.empty((len(queries), k), np.int64)
+                return view.stages.search(queries, wanted, trace)
+        found = np.empty((len(queries), wanted.k), np.float32)
+        ids = np.empty((len(queries), wanted.k), np.int64)
         for first in range(0, len(queries), step):
             some = slice(first, first + step)
-            found[some], ids[some] = self._stages.search(queries[some], wanted, trace)
-        return found, ids, wanted
+            found[some], ids[some] = view.stages.search(queries[some], wanted, trace)
+        return found, ids
 
-    def _exhaustive(self, queries: FloatArray, wanted: Wanted, trace: Trace) -> tuple[FloatArray, IntArray]:
+    def _exhaustive(
+        self, view: Opened, queries: FloatArray, wanted: Wanted, trace: Trace
+    ) -> tuple[FloatArray, IntArray]:
         """Every row is compared: the store is read once for all queries of a batch."""
-        rows, store = self._rows_of(wanted.allowed), self._source.rows()
+        rows, store = self._rows_of(view, wanted.allowed), view.source.rows()
         # What a filter allows may be rows that the index left out.
-        some_bad = wanted.allowed is not None and self._record["skipped_rows"] > 0
+        some_bad = wanted.allowed is not None and view.record["skipped_rows"] > 0
         parts = []
         for first in range(0, len(queries), _EXACT_QUERIES):
             some = queries[first : first + _EXACT_QUERIES]
             with trace.time("compare all"):
-                parts.append(exhaustive(some, wanted.k, store, self.metric, rows, some_bad=some_bad))
+                ids_of = view.numbering.ids
+                parts.append(exhaustive(some, wanted.k, store, self.metric, rows, ids_of, some_bad=some_bad))
             trace.add(rows=len(rows), row_bytes=len(rows) * store.row_bytes)
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
@@ -360,43 +401,35 @@ class Index:
         ArgumentError
             It is no mask, ids, range or bitmap, or not of this index.
         """
-        return Filter.of(allowed, self._id_end)
+        return self._view().filter(allowed)
 
-    def _allowed(self, filter: object | None) -> Filter | None:  # noqa: A002
-        """The filter that was given, None where it allows all."""
-        if filter is None:
-            return None
-        allowed = self.filter(filter)
-        return None if allowed.count == self._id_end else allowed
-
-    def _compares_all(self, wanted: Wanted, queries: int) -> bool:
+    def _compares_all(self, view: Opened, wanted: Wanted, queries: int) -> bool:
         """Whether every row, or every allowed row, is to be compared rather than codes scanned."""
         if not wanted.exact:
             return False
-        count = self.n if wanted.allowed is None else wanted.allowed.count
-        if wanted.nprobe == self.nlist and wanted.candidates == count:
+        count, segments = view.n if wanted.allowed is None else wanted.allowed.count, view.segments
+        if wanted.nprobe == segments.nlist and wanted.candidates == count:
             return True
         if wanted.allowed is None:
             return False
-        segment = self._opened()
         return compares_all(
             count,
-            self.n,
+            view.n,
             nprobe=wanted.nprobe,
-            nlist=self.nlist,
-            list_bytes=segment.entries * (segment.code_size + ID_BYTES) / self.nlist,
+            nlist=segments.nlist,
+            list_bytes=segments.entries * (segments.code_size + ID_BYTES) / segments.nlist,
             candidates=wanted.candidates,
-            row_bytes=self._source.rows().row_bytes,
+            row_bytes=view.source.rows().row_bytes,
             queries=max(1, min(queries, _EXACT_QUERIES)),
         )
 
-    def _rows_of(self, allowed: Filter | None) -> IntArray:
-        """Ids of all rows in the index, or of all that are allowed, ascending."""
+    def _rows_of(self, view: Opened, allowed: Filter | None) -> IntArray:
+        """All live rows that are in the index, or all that are allowed, ascending."""
         if allowed is not None:
             return allowed.ids()
-        rows = np.unique(self._opened().ids(np.arange(self.nlist)))
-        self._stages.see_ids(rows)
-        return rows
+        rows = np.unique(view.segments.ids(np.arange(view.segments.nlist)))
+        view.stages.see_rows(rows)
+        return rows[~view.dead.contains(rows)] if view.dead.count else rows
 
     def range_search(
         self,
@@ -426,18 +459,17 @@ class Index:
         ids : (lims[-1],) int64
             Query ``i`` has found ``ids[lims[i]:lims[i + 1]]``, best first: faiss's layout.
         """
-        queries = as_queries(xq, self.d, self.metric)
-        self._opened()
+        queries, view = as_queries(xq, self.d, self.metric), self._view()
         # How many rows there will be is not known: no recall at k is promised.
-        nprobe, *_ = self._choice.settings(1, nprobe=self.default_nprobe if nprobe is None else nprobe)
+        nprobe, *_ = view.choice.settings(1, nprobe=view.choice.default_nprobe if nprobe is None else nprobe)
         if not math.isfinite(radius):
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
-        allowed = self._allowed(filter)
-        counted = self._stages.counting(allowed)
+        allowed = view.allowed(filter)
+        counted = view.stages.counting(allowed)
         wanted = Wanted(nprobe=nprobe, exact=rerank, allowed=allowed, counted=counted)
         parts: list[tuple[FloatArray, IntArray]] = []
         for i in range(len(queries)):
-            found, ids = self._stages.within(queries[i : i + 1], radius, wanted)
+            found, ids = view.stages.within(queries[i : i + 1], radius, wanted)
             order = np.lexsort((ids, found if self.metric == "l2" else -found))
             parts.append((found[order], ids[order]))
         lims = np.concatenate(([0], np.cumsum([len(ids) for _, ids in parts]))).astype(np.int64)
@@ -451,16 +483,17 @@ class Index:
         Raises
         ------
         ArgumentError
-            An id is not in the index's range.
+            An id is not in the index, or its row was deleted.
         StoreError
             The store is gone.
         """
-        return as_float32(self._source.rows().take(np.asarray(ids)))
+        view = self._view()
+        return as_float32(view.source.rows().take(view.rows_of(ids)))
 
     def rows(self, *, original: bool = False) -> Store:
         """Where exact distances are taken from: the index's own rows, where it keeps any, else the store.
 
-        Its rows are numbered as ids are. It stays the index's: do not close it.
+        Its rows are numbered as ids are, as long as none was replaced. It stays the index's: do not close it.
 
         Parameters
         ----------
@@ -474,28 +507,33 @@ class Index:
         ConflictError
             It holds other rows.
         """
-        self._opened()
-        return self._source.original() if original else self._source.rows()
+        source = self._view().source
+        return source.original() if original else source.rows()
 
     def info(self) -> dict[str, Any]:
         """What the index is, as a JSON-ready mapping: sizes, lists, plan, training, store."""
+        view = self._view()
         return {
-            **figures(self._layout, self.generation, self._record, self._opened(), self._source),
-            "defaults": self._choice.defaults(),
-            "recall": self._choice.table(),
+            **figures(self._layout, view),
+            "defaults": view.choice.defaults(),
+            "recall": view.choice.table(),
         }
 
-    def _opened(self) -> Segment:
-        if self._segment is None:
+    def _view(self, *, look: bool = True) -> Opened:
+        """The generation that is read; with ``look`` the newest, where the index follows."""
+        view = self._opened
+        if view is None:
             raise ArgumentError("this index is closed", kind="closed", hint="Open it again.")
-        return self._segment
+        if look and self._follow and _stamp(self._layout) != self._published:
+            self.refresh()
+            return self._view(look=False)
+        return view
 
     def close(self) -> None:
         """Give mappings and files up; may be called twice."""
-        segment, self._segment = self._segment, None
-        if segment is not None:
-            segment.close()
-        self._source.close()
+        view, self._opened = self._opened, None
+        if view is not None:
+            view.close()
 
     def __enter__(self) -> Self:
         return self
@@ -507,3 +545,11 @@ class Index:
 
     def __repr__(self) -> str:
         return f"<ooc.Index {self._layout.root} ({self.n} x {self.d}, {self.metric})>"
+
+
+def _stamp(layout: Layout) -> tuple[int, int] | None:
+    """What changes when another generation is published."""
+    with contextlib.suppress(OSError):
+        status = layout.current.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None

@@ -1,14 +1,17 @@
-"""Where the rows for exact distances are: the index's own copy, or the store that was indexed."""
+"""Where the rows for exact distances are: the index's own copies, or the stores that were indexed."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
-from ooc.errors import ConflictError, StoreError
-from ooc.index.segment import Segment
+from ooc.errors import ArgumentError, ConflictError, IndexDirError, StoreError
+from ooc.index.generation import Generation, Origin, Part
+from ooc.index.layout import Layout
+from ooc.index.segment import open_vectors
 from ooc.stores import Store, open_store
+from ooc.stores.spans import Span, SpannedStore
 from ooc.types import StoreLike
 
 __all__ = ["Source"]
@@ -17,41 +20,65 @@ __all__ = ["Source"]
 class Source:
     """Opens the rows when they are first needed, and sees that they are those that were indexed.
 
-    Safe from several threads.
+    Rows are numbered as in the lists. Safe from several threads.
 
     Parameters
     ----------
-    name : str
-        The index, for messages.
-    record : mapping
-        Of the generation.
-    segment : Segment
-        May have rows of its own.
-    store : store, optional
-        Where the rows are now; opened and checked at once.
+    layout : Layout
+    generation : Generation
+        Says where its rows are.
+    d : int
+    moved : store or mapping, optional
+        Where rows are now: the store that was indexed first, opened and checked at once; or, by the URI of
+        each store that moved, where that is now.
 
     Raises
     ------
     StoreError, ConflictError
-        ``store`` cannot be read, or does not hold the indexed rows.
+        ``moved`` cannot be read, or does not hold the indexed rows.
+    ArgumentError
+        It names a store that was not indexed.
     """
 
     def __init__(
-        self, name: str, record: Mapping[str, Any], segment: Segment, store: StoreLike | None
+        self,
+        layout: Layout,
+        generation: Generation,
+        d: int,
+        moved: StoreLike | Mapping[str, StoreLike] | None,
     ) -> None:
-        self._name, self._record, self._segment = name, record, segment
+        self._layout, self._parts, self._d = layout, generation.parts, d
         self._lock = threading.Lock()
-        self._rows = None if store is None else self._checked(open_store(store))
-        #: The store that was indexed, where it was asked for.
-        self._original = self._rows
+        self._rows: Store | None = None
+        self._original: Store | None = None
+        #: Stores by URI, for those that are elsewhere now.
+        self._moved: dict[str, StoreLike] = {}
+        self._given = False
+        if isinstance(moved, Mapping):
+            known = {part.origin.uri for part in self._parts}
+            for uri in moved.keys() - known:
+                raise ArgumentError(
+                    f"{layout.root} was not made of {uri}",
+                    kind="store",
+                    hint=f"It was made of {', '.join(sorted(known - {''})) or 'arrays in memory'}.",
+                )
+            self._moved = dict(moved)
+        elif moved is not None:
+            first = self._parts[0].origin
+            self._given = True
+            opened = _checked(open_store(moved), first, self._d, str(layout.root))
+            self._moved[first.uri] = opened
+            if len(self._parts) == 1:
+                # What was pointed to is read, even where the index has rows of its own.
+                self._rows = self._original = opened
 
     def rows(self) -> Store:
-        """The rows: the index's own, else the store's.
+        """The rows: the index's own where it has them, else those of the stores.
 
         Raises
         ------
         StoreError
-            The store is gone.
+            A store is gone.
         ConflictError
             It holds other rows.
         """
@@ -60,12 +87,11 @@ class Source:
             return rows
         with self._lock:
             if self._rows is None:
-                own = self._segment.open_vectors()
-                self._rows = self._indexed() if own is None else own
+                self._rows = self._joined(original=False)
             return self._rows
 
     def original(self) -> Store:
-        """The store that was indexed, even where the index has rows of its own.
+        """The stores that were indexed, even where the index has rows of its own.
 
         Raises
         ------
@@ -73,56 +99,80 @@ class Source:
             As ``rows``.
         """
         with self._lock:
-            return self._indexed()
+            if self._original is None:
+                self._original = self._joined(original=True)
+            return self._original
 
-    def _indexed(self) -> Store:
-        """The store that was indexed, opened when it is first asked for; the lock is held."""
-        if self._original is None:
-            self._original = self._checked(self._find())
-        return self._original
+    def _joined(self, *, original: bool) -> Store:
+        """All parts as one store; of one part its own store, which rows may be compared in."""
+        spans = [self._span(part, original=original) for part in self._parts]
+        if len(spans) == 1 and not spans[0].first:
+            return spans[0].open()
+        mapped = all(part.own is not None or part.origin.mapped for part in self._parts)
+        return SpannedStore(spans, self._d, mapped=mapped)
 
-    def close(self) -> None:
-        """Close the rows, if they were opened."""
-        with self._lock:
-            opened = [self._rows, self._original]
-            self._rows = self._original = None
-        for store in opened:
-            if store is not None:
-                store.close()
+    def _span(self, part: Part, *, original: bool) -> Span:
+        pointed = self._given and part is self._parts[0]
+        if part.own is None or original or pointed:
+            return Span(open=partial(self._open_origin, part), first=part.origin.first, rows=part.rows)
+        return Span(open=partial(self._open_own, part), first=0, rows=part.rows)
 
-    def _find(self) -> Store:
-        uri = self._record["store"]["uri"]
+    def _open_own(self, part: Part) -> Store:
+        store = open_vectors(self._layout.segment(str(part.own)))
+        if (store.n, store.d) != (part.rows, self._d):
+            described = store.describe()
+            store.close()
+            raise IndexDirError(
+                f"{described} are not the {part.rows} x {self._d} rows that the index kept",
+                kind="index-damaged",
+                hint="Copy the directory anew, or remove it and build.",
+            )
+        return store
+
+    def _open_origin(self, part: Part) -> Store:
+        origin = part.origin
+        where = self._moved.get(origin.uri, origin.uri)
         hint = (
             "Point to where it is now: open_index(path, store=...), `ooc search --store`; "
             "or search by the codes alone: rerank=0."
         )
-        if not uri:
+        if isinstance(where, str) and not where:
             raise StoreError(
                 "the rows were an array in memory and the index keeps no copy",
                 kind="store-missing",
                 hint=hint,
             )
         try:
-            return open_store(uri)
+            store = open_store(where)
         except StoreError as error:
             raise StoreError(
                 f"exact distances need the store: {error.message}", kind=error.kind, hint=hint
             ) from error
+        return _checked(store, origin, self._d, str(self._layout.root))
 
-    def _checked(self, store: Store) -> Store:
-        """The store, if it holds the rows that were indexed."""
-        plan = self._record["plan"]
-        wrong = ""
-        if store.d != plan["d"] or store.n < plan["n"]:
-            wrong = f"it is {store.n} x {store.d} and {plan['n']} x {plan['d']} were indexed"
-        elif store.fingerprint(plan["n"]) != plan["fingerprint"]:
-            wrong = "its rows are not those that were indexed"
-        if wrong:
-            described = store.describe()
-            store.close()
-            raise ConflictError(
-                f"{described} does not fit the index {self._name}: {wrong}",
-                kind="store-changed",
-                hint="Name the store that was indexed, build again, or search with rerank=0.",
-            )
-        return store
+    def close(self) -> None:
+        """Close the rows, if they were opened."""
+        with self._lock:
+            opened = [self._rows, self._original, *self._moved.values()]
+            self._rows = self._original = None
+        for store in opened:
+            if isinstance(store, Store):
+                store.close()
+
+
+def _checked(store: Store, origin: Origin, d: int, name: str) -> Store:
+    """The store, if it holds the rows that were indexed."""
+    wrong = ""
+    if store.d != d or store.n < origin.n:
+        wrong = f"it is {store.n} x {store.d} and {origin.n} x {d} were indexed"
+    elif store.fingerprint(origin.n) != origin.fingerprint:
+        wrong = "its rows are not those that were indexed"
+    if wrong:
+        described = store.describe()
+        store.close()
+        raise ConflictError(
+            f"{described} does not fit the index {name}: {wrong}",
+            kind="store-changed",
+            hint="Name the store that was indexed, build again, or search with rerank=0.",
+        )
+    return store

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ooc.engine import Selector
 from ooc.errors import IndexDirError
-from ooc.index.segment import Segment
+from ooc.index.dead import Dead
+from ooc.index.numbering import Numbering
+from ooc.index.segment import Segments
 from ooc.mapping import Residency
 from ooc.search.best import best, once
 from ooc.search.budget import Budget
@@ -72,29 +75,32 @@ class Stages:
 
     Parameters
     ----------
-    segment : Segment
+    segment : Segments
     source : Source
         The rows.
     metric : {"l2", "ip", "cosine"}
     budget : Budget
-    id_end : int
-        One more than the largest id: what a damaged file may not exceed.
+    numbering : Numbering
+        Which id a row has.
+    dead : Dead, optional
+        Rows in the lists that do not count.
     kind : Kind, optional
         Looks at queries for which a recall is promised.
     """
 
     def __init__(
         self,
-        segment: Segment,
+        segment: Segments,
         source: Source,
         metric: Metric,
         budget: Budget,
         *,
-        id_end: int,
+        numbering: Numbering,
+        dead: Dead | None = None,
         kind: Kind | None = None,
     ) -> None:
         self._segment, self._source, self._metric = segment, source, metric
-        self._budget, self._id_end, self._kind = budget, id_end, kind
+        self._budget, self.numbering, self.dead, self._kind = budget, numbering, dead, kind
         self._residency = Residency()
 
     def search(
@@ -115,7 +121,7 @@ class Stages:
         if not lists.shape[1]:  # nothing is allowed
             nothing = np.full((len(queries), 1), -1, np.int64)
             return best(np.zeros(nothing.shape, np.float32), nothing, wanted.k, metric)
-        found, ids = candidates(
+        found, rows = candidates(
             segment,
             y,
             coarse,
@@ -127,17 +133,23 @@ class Stages:
             ahead=None if not ahead else "codes" if wanted.counted is not None else "all",
             at_once=there and self._budget.keep_bytes is None,
             trace=trace,
-            selector=None if wanted.allowed is None else wanted.allowed.selector(),
+            selector=self._selector(wanted),
         )
-        self.see_ids(ids)
-        trace.add(candidates=int((ids >= 0).sum()))
+        self.see_rows(rows)
+        trace.add(candidates=int((rows >= 0).sum()))
         if wanted.exact:
             ask = self._residency.wants_advice
             with trace.time("re-rank"):
-                rows = self._source.rows()
-                found = distances(queries, ids, rows, metric, budget=self._budget, ahead=ask, trace=trace)
+                store = self._source.rows()
+                found = distances(queries, rows, store, metric, budget=self._budget, ahead=ask, trace=trace)
         with trace.time("order"):
-            return best(found, ids, wanted.k, metric)
+            return best(found, self.numbering.ids(rows), wanted.k, metric)
+
+    def _selector(self, wanted: Wanted) -> Selector | None:
+        """Which rows of a list count; None where all do."""
+        if wanted.allowed is not None:
+            return wanted.allowed.selector()
+        return None if self.dead is None else self.dead.selector
 
     def _within_reach(
         self, y: FloatArray, coarse: FloatArray, lists: IntArray, reach: float
@@ -157,22 +169,23 @@ class Stages:
         if wanted.exact or not lists.shape[1]:
             if ahead and wanted.counted is None:
                 segment.will_need(lists, "ids")
-            ids = np.unique(segment.ids(lists[0]))
-            self.see_ids(ids)
+            rows = np.unique(segment.ids(lists[0]))
+            self.see_rows(rows)
             if allowed is not None:
-                ids = ids[allowed.contains(ids)]
-            found = distances(query, ids[None], self._source.rows(), metric, budget=self._budget)[0]
+                rows = rows[allowed.contains(rows)]
+            elif self.dead is not None:
+                rows = rows[~self.dead.contains(rows)]
+            found = distances(query, rows[None], self._source.rows(), metric, budget=self._budget)[0]
             near = found < radius if metric == "l2" else found > radius
-            return found[near], ids[near]
+            return found[near], self.numbering.ids(rows[near])
         if ahead:
             segment.will_need(lists, "all" if wanted.counted is None else "codes")
-        selector = None if allowed is None else allowed.selector()
-        _, found, ids = segment.range_scan(y, lists, coarse, radius, selector)
-        self.see_ids(ids)
+        _, found, rows = segment.range_scan(y, lists, coarse, radius, self._selector(wanted))
+        self.see_rows(rows)
         if segment.lists_per_row > 1:
-            found, ids = (a[0] for a in once(found[None], ids[None], metric))
-            found, ids = found[ids >= 0], ids[ids >= 0]
-        return found, ids
+            found, rows = (a[0] for a in once(found[None], rows[None], metric))
+            found, rows = found[rows >= 0], rows[rows >= 0]
+        return found, self.numbering.ids(rows)
 
     def counting(self, allowed: Filter | None) -> AllowedInLists | None:
         """Counts what a filter allows in each list, whose ids are asked for together."""
@@ -185,11 +198,12 @@ class Stages:
 
         return AllowedInLists(allowed, self._segment.sizes, ids)
 
-    def see_ids(self, ids: IntArray) -> None:
-        """Ids come from a file: none may point outside the rows before rows are gathered by them."""
-        if ids.size and (int(ids.max()) >= self._id_end or int(ids.min()) < -1):
+    def see_rows(self, rows: IntArray) -> None:
+        """Numbers come from a file: none may point outside the rows before rows are gathered by them."""
+        end = self.numbering.row_end
+        if rows.size and (int(rows.max()) >= end or int(rows.min()) < -1):
             raise IndexDirError(
-                f"{self._segment.layout.lists} is damaged: it holds ids beyond the {self._id_end} rows",
+                f"{self._segment.described} is damaged: it holds ids beyond the {end} rows",
                 kind="index-damaged",
                 hint="Copy the directory anew, or remove it and build.",
             )

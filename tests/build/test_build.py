@@ -114,7 +114,7 @@ def test_same_bytes_for_any_threads_memory_and_shards(factory: str, npy: Path, t
 def test_ids_ascend_in_every_list_and_name_every_row_once(npy: Path, x: FloatArray, tmp_path: Path) -> None:
     small(npy, tmp_path / "i", shard_rows=1024)
     with ooc.open_index(tmp_path / "i") as index:
-        segment = index._opened()
+        segment = index._view().segments
         lists = [segment.ids(np.array([number])) for number in range(index.nlist)]
     assert all((np.diff(ids) > 0).all() for ids in lists)
     np.testing.assert_array_equal(np.sort(np.concatenate(lists)), np.arange(len(x)))

@@ -71,7 +71,9 @@ def test_neighbours_found_while_filling_are_the_true_ones(
         assert (nearest.rows[some, group.depth :] == -1).all()
     ooc.merge(store, index)
     with ooc.open_index(index) as opened:
-        lists = {int(i): number for number in range(32) for i in opened._opened().ids(np.array([number]))}
+        lists = {
+            int(i): number for number in range(32) for i in opened._view().segments.ids(np.array([number]))
+        }
     assert all(lists[int(r)] == n for r, n in zip(found[:, 0], nearest.lists[some, 0, 0], strict=True))
 
 

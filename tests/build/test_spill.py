@@ -13,7 +13,7 @@ import pytest
 import ooc
 from ooc import build
 from ooc.build.assign import Assigner
-from ooc.index.segment import Segment
+from ooc.index.segment import Segments
 from ooc.search.queries import as_queries
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from tests.build.test_build import stop_after
@@ -70,7 +70,7 @@ def test_rows_on_a_centroid_and_zero_rows_get_two_lists() -> None:
 
 
 def lists_of(index: ooc.Index) -> list[IntArray]:
-    segment = index._opened()
+    segment = index._view().segments
     return [segment.ids(np.array([number])) for number in range(index.nlist)]
 
 
@@ -106,11 +106,10 @@ def test_no_answer_holds_a_row_twice(
                 np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
         # Fewer rows than asked for: each of them, and then nothing.
         _, few = index.search(xq, 4000, nprobe=2, rerank=4000)
-        probed = index._opened().coarse(index._opened().transform(as_queries(xq, index.d, index.metric)), 2)[
-            1
-        ]
+        segments = index._view().segments
+        _, probed = segments.coarse(segments.transform(as_queries(xq, index.d, index.metric)), 2)
         for row, lists in zip(few, probed, strict=True):
-            np.testing.assert_array_equal(np.sort(row[row >= 0]), np.unique(index._opened().ids(lists)))
+            np.testing.assert_array_equal(np.sort(row[row >= 0]), np.unique(segments.ids(lists)))
         radius = float(np.median(exact[:, 5]))
         within = (exact < radius if metric == "l2" else exact > radius).sum()
         for rerank in (True, False):
@@ -179,4 +178,4 @@ def test_what_cannot_be_is_refused(npy: Path, tmp_path: Path) -> None:
     assert header["features"] == ["spill"]
     layout = ooc.index.layout.Layout.of(tmp_path / "i").segment("s1")
     with pytest.raises(ooc.IndexDirError, match="10000 entries, 1 of each row"):
-        Segment(layout, 1)
+        Segments([layout], 1)

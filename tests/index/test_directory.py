@@ -124,7 +124,9 @@ def test_ids_from_a_damaged_file_never_reach_the_store(index: Path, xq: FloatArr
     lists = index / "segments/s1/lists.ivfdata"
     data = bytearray(lists.read_bytes())
     with ooc.open_index(index) as opened:
-        at, count = opened._opened()._lists.ids_at(np.arange(opened.nlist))
+        segments = opened._view().segments
+        at, _ = segments._spans(0, np.arange(opened.nlist), "ids")
+        count = segments.sizes
     for offset, ids in zip(at.tolist(), count.tolist(), strict=True):
         data[offset : offset + 8 * ids] = np.full(ids, 10**15, np.int64).tobytes()
     lists.write_bytes(data)

@@ -12,7 +12,7 @@ import ooc
 from ooc.durable import read_json
 from ooc.index.layout import Layout
 from ooc.index.order import Order
-from ooc.index.segment import Segment
+from ooc.index.segment import Segments
 from ooc.types import FloatArray, IntArray, Metric
 from tests.helpers import embeddings
 
@@ -52,7 +52,7 @@ def found_for_bytes(path: Path, metric: Metric, entries: int) -> float:
     x, q = np.load(path.parent / "x.npy"), rows(1, 400, metric)
     truth = exact(x, q, metric)
     with ooc.open_index(path) as index:
-        segment = index._opened()
+        segment = index._view().segments
         y = q / np.linalg.norm(q, axis=1, keepdims=True) if metric == "cosine" else q
         order = segment.coarse(segment.transform(y.astype(np.float32)), segment.nlist)[1]
         hits = 0
@@ -85,7 +85,7 @@ def test_all_ways_of_finding_lists_keep_the_order(built: tuple[Path, Metric]) ->
     record = read_json(layout.generation(1), what="record") | {"order": {"handicap": 0.5, "sketch": False}}
     handicap = Order.read(layout, 1, record, metric).handicap
     assert handicap is not None
-    segment = Segment(layout.segment("s1"), 1, Order(handicap))
+    segment = Segments([layout.segment("s1")], 1, Order(handicap))
     y = segment.transform(rows(2, 50, metric))
     wanted, _ = segment.order(y)
     for nprobe in (1, 7, segment.nlist):
@@ -148,8 +148,8 @@ def test_a_graph_keeps_the_order_too(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     ooc.build(tmp_path / "x.npy", tmp_path / "i", metric="ip", factory="IVF200_HNSW16,Flat")
     with ooc.open_index(tmp_path / "i") as index:
-        segment = index._opened()
-        order = index._record["order"]
+        segment = index._view().segments
+        order = index._view().record["order"]
         assert order["handicap"] > 0
         assert not order["sketch"]
         y = embeddings(100, D, seed=9)
@@ -162,6 +162,6 @@ def test_rows_of_zeros_have_no_witnesses_and_the_nearest_list_comes_first(tmp_pa
     np.save(tmp_path / "x.npy", np.zeros((2000, D), np.float32))
     ooc.build(tmp_path / "x.npy", tmp_path / "i", metric="cosine", factory="IVF8,Flat")
     with ooc.open_index(tmp_path / "i") as index:
-        assert index._record["order"] == {"handicap": 0, "sketch": False}
+        assert index._view().record["order"] == {"handicap": 0, "sketch": False}
         assert index.promise is None
         assert (index.search(embeddings(3, D), 5, nprobe=8)[1] >= 0).all()

@@ -197,7 +197,7 @@ def test_scans_of_lists_on_disk_keep_to_the_filter(
     ooc.build(small, tmp_path / "i", factory=factory, spill=spill)
     y = embeddings(6, 32, seed=1)
     with ooc.open_index(tmp_path / "i") as index:
-        segment = index._opened()
+        segment = index._view().segments
         y = segment.transform(y)
         coarse, lists = segment.coarse(y, nprobe)
         every = segment.scan(y, lists, coarse, segment.entries)

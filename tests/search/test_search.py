@@ -52,7 +52,7 @@ def test_search_equals_exact_search_over_the_probed_lists(
         k = data.draw(st.sampled_from([1, 3, 10, 200]))
         queries = xq[data.draw(st.lists(st.integers(0, len(xq) - 1), min_size=1, max_size=4))]
         found, ids = index.search(queries, k, nprobe=nprobe, rerank=len(x))
-        segment = index._opened()
+        segment = index._view().segments
         probed = segment.coarse(
             segment.transform(as_queries(queries, index.d, index.metric)), min(nprobe, index.nlist)
         )[1]

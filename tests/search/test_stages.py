@@ -34,7 +34,7 @@ def made(request: pytest.FixtureRequest, npy: Path, tmp_path_factory: pytest.Tem
 
 def narrow(index: ooc.Index, budget: Budget = SMALL) -> None:
     """Make an open index go in small parts."""
-    index._budget = index._stages._budget = budget
+    index._budget = index._view().stages._budget = budget
 
 
 class Asked:
@@ -95,7 +95,7 @@ def test_a_batch_asks_for_each_list_and_row_once_and_in_order(
         narrow(index, dataclasses.replace(SMALL, batch_bytes=1 << 30, keep_bytes=None))
         asked = Asked(monkeypatch)
         told = index.explain(xq, 10, nprobe=12, rerank=40)
-        segment = index._opened()
+        segment = index._view().segments
         lists = np.unique(segment.coarse(segment.transform(xq / np.linalg.norm(xq, axis=1)[:, None]), 12)[1])
         monkeypatch.undo()
     pages = asked.of("lists.ivfdata")
@@ -119,7 +119,7 @@ def test_counted_lists_are_not_asked_for_twice(
 ) -> None:
     monkeypatch.setattr("ooc.search.searcher.compares_all", lambda *_, **__: False)
     with ooc.open_index(made) as index:
-        segment = index._opened()
+        segment = index._view().segments
         asked: list[tuple[str, IntArray]] = []
         real = segment.will_need
 

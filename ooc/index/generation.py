@@ -1,0 +1,215 @@
+"""A generation: the segments, deletions and places of rows that a reader sees together.
+
+Rows are numbered in the order in which they came into the index: first those of the store it was built
+of, then what was appended or replaced since. Lists hold these numbers. A row's id, which a search returns,
+is its number too, until something is replaced: the new row keeps the id of the old one
+(``ooc.index.numbering``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from ooc.durable import read_json
+from ooc.errors import IndexDirError
+from ooc.index.dead import Dead
+from ooc.index.layout import Layout
+
+__all__ = ["Entry", "Generation", "Origin", "Part"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where rows came from.
+
+    Attributes
+    ----------
+    uri, format : str
+        Of the store; the URI is empty for an array in memory.
+    mapped : bool
+        Whether rows can be read from there one by one.
+    fingerprint : str
+        Of the first ``n`` rows of the store.
+    n : int
+    first : int
+        The row of the store that comes first here.
+    """
+
+    uri: str
+    format: str
+    mapped: bool
+    fingerprint: str
+    n: int
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Rows that are numbered one after another and whose vectors lie together.
+
+    Attributes
+    ----------
+    first_row, rows : int
+    first_id : int, optional
+        The id of the first one; those of the others follow. None: ``ids.npy`` of the segment has them.
+    own : str, optional
+        The segment in whose directory the index keeps these rows (and ids) itself.
+    origin : Origin
+    """
+
+    first_row: int
+    rows: int
+    first_id: int | None
+    own: str | None
+    origin: Origin
+
+    @property
+    def stop_row(self) -> int:
+        """One more than the number of the last."""
+        return self.first_row + self.rows
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """What ``to_record`` gave."""
+        return cls(**{**_known(cls, record), "origin": Origin(**_known(Origin, record["origin"]))})
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A segment of a generation: its name, rows in its lists, and how many of these are dead.
+
+    ``first_row`` and ``stop_row`` are those between which its rows lie.
+    """
+
+    name: str
+    rows: int
+    first_row: int
+    stop_row: int
+    dead: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What the record of a generation says.
+
+    Attributes
+    ----------
+    number : int
+    record : mapping
+        All of it.
+    segments : tuple of Entry
+        In the order of their rows.
+    parts : tuple of Part
+        In the order of their rows, without a gap from 0 on.
+    dead_file : mapping, optional
+        ``file``, ``digest`` and ``rows``: the bitmap of rows that were deleted or replaced.
+    """
+
+    number: int
+    record: Mapping[str, Any]
+    segments: tuple[Entry, ...]
+    parts: tuple[Part, ...]
+    dead_file: Mapping[str, Any] | None
+
+    @property
+    def row_end(self) -> int:
+        """One more than the largest number of a row."""
+        return self.parts[-1].stop_row
+
+    @property
+    def id_end(self) -> int:
+        """One more than the largest id."""
+        return max(part.first_id + part.rows for part in self.parts if part.first_id is not None)
+
+    @property
+    def rows(self) -> int:
+        """Rows that a search may find."""
+        return sum(one.rows - one.dead for one in self.segments)
+
+    @property
+    def unfinished_deletions(self) -> bool:
+        """Whether lists hold rows that are dead."""
+        return any(one.dead for one in self.segments)
+
+    def read_dead(self, layout: Layout) -> Dead:
+        """The rows that are dead."""
+        if self.dead_file is None:
+            return Dead(self.row_end)
+        path = layout.generation(self.number).parent / self.dead_file["file"]
+        return Dead.read(path, self.dead_file["digest"], self.row_end)
+
+    @classmethod
+    def read(cls, layout: Layout, number: int) -> Self:
+        """The generation of that number.
+
+        Raises
+        ------
+        IndexDirError
+            Its record is missing or damaged.
+        """
+        record = read_json(layout.generation(number), what=f"generation {number}")
+        try:
+            return cls.from_record(number, record)
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise IndexDirError(
+                f"{layout.generation(number)} is damaged: {error!r}",
+                kind="index-damaged",
+                hint="Copy the directory anew, or remove it and build.",
+            ) from error
+
+    @classmethod
+    def from_record(cls, number: int, record: Mapping[str, Any]) -> Self:
+        """As ``read``; errors of many kinds where the record is damaged."""
+        parts = tuple(Part.from_record(part) for part in record.get("parts") or [_only_part(record)])
+        at = 0
+        for part in parts:
+            if part.first_row != at or part.rows < 1 or (part.first_id is None and part.own is None):
+                raise ValueError(f"part {part}")
+            at = part.stop_row
+        segments = tuple(
+            Entry(**{"first_row": 0, "stop_row": at, **_known(Entry, entry)}) for entry in record["segments"]
+        )
+        before = 0
+        for one in segments:
+            if not (one.name.isalnum() and one.name.isascii()):
+                raise ValueError(f"segment {one.name!r}")
+            if not before <= one.first_row <= one.stop_row <= at or not 0 <= one.dead <= one.rows:
+                raise ValueError(f"segment {one}")
+            before = one.stop_row
+        if not segments:
+            raise ValueError("no segments")
+        dead = record.get("dead")
+        if dead is not None and "/" in str(dead["file"]):
+            raise ValueError(f"dead rows in {dead['file']!r}")
+        return cls(number=number, record=record, segments=segments, parts=parts, dead_file=dead)
+
+
+def _known(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What this version knows of a record; a newer one may have written more."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in record.items() if name in names}
+
+
+def _only_part(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a generation that was built of one store and not changed since."""
+    plan, store = record["plan"], record["store"]
+    return {
+        "first_row": 0,
+        "rows": plan["n"],
+        "first_id": 0,
+        "own": record["segments"][0]["name"] if plan["copy_vectors"] else None,
+        "origin": {
+            "uri": store["uri"],
+            "format": store["format"],
+            "mapped": store["mapped"],
+            "fingerprint": plan["fingerprint"],
+            "n": plan["n"],
+            "first": 0,
+        },
+    }

@@ -1,0 +1,1 @@
+"""An index after it was built: rows appended, replaced, deleted; segments compacted; generations removed."""

@@ -1,0 +1,272 @@
+"""Appending and replacing: new rows become a segment of their own beside those that are there.
+
+The rows are assigned, encoded and merged by the stages of a build, with the template that the index has;
+what is there is not read. Their numbers, and as a rule their ids, continue those of the index. Run again
+after an interruption, it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+
+from ooc.build.begun import begin, begun, forget
+from ooc.build.fill import fill
+from ooc.build.merge import merge
+from ooc.build.plan import Options, Plan, check_disk, plan_store
+from ooc.build.train import published_template
+from ooc.build.work import Work
+from ooc.durable import read_json
+from ooc.errors import ArgumentError, ConflictError
+from ooc.events import Note, Observer
+from ooc.index.generation import Entry, Origin, Part
+from ooc.index.layout import Layout
+from ooc.index.lock import publisher
+from ooc.stores import Store, open_store
+from ooc.stores.picked import PickedStore, RangeStore
+from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, OnBad, PathOrStr, StoreLike
+from ooc.units import DEFAULT_MEMORY
+from ooc.update.publish import Live, Next, live
+
+__all__ = ["append", "upsert"]
+
+
+def append(
+    index: PathOrStr,
+    store: StoreLike,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
+    copy_vectors: CopyVectors = "auto",
+    copy_dtype: CopyDtype = "store",
+    on_bad: OnBad = "stop",
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Add the rows of a store, or those that a store has more than before; see ``ooc.append``."""
+    layout = Layout.of(index)
+    with open_store(store) as opened:
+        run = _Run("append", layout, observer, stop)
+        with publisher(layout.lock):
+            before = live(layout)
+            _see_width(before, opened)
+            first = _known_rows(before, opened)
+            if first == opened.n:
+                return run.nothing_new(before, opened)
+            options = Options(
+                memory=memory,
+                threads=threads,
+                metric=before.header.metric,
+                copy_vectors=copy_vectors,
+                copy_dtype=copy_dtype,
+                on_bad=on_bad,
+                spill="on" if before.header.lists_per_row > 1 else "off",
+                template=layout.root,
+            )
+            rows = RangeStore(opened, first, opened.n)
+            origin = Origin(
+                uri=opened.uri,
+                format=opened.format,
+                mapped=opened.mapped,
+                fingerprint=opened.fingerprint(),
+                n=opened.n,
+                first=first,
+            )
+            return run.add(before, rows, options, origin)
+
+
+def upsert(
+    index: PathOrStr,
+    ids: AnyArray,
+    vectors: StoreLike,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
+    copy_dtype: CopyDtype = "store",
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Give ids other vectors; see ``ooc.upsert``."""
+    layout = Layout.of(index)
+    with open_store(vectors) as opened:
+        run = _Run("upsert", layout, observer, stop)
+        with publisher(layout.lock):
+            before = live(layout)
+            _see_width(before, opened)
+            wanted = checked_ids(ids, before.generation.id_end)
+            if len(wanted) != opened.n:
+                raise ArgumentError(f"there are {len(wanted)} ids and {opened.n} vectors", kind="ids")
+            order = np.argsort(wanted, kind="stable")
+            wanted = wanted[order]
+            if (wanted[1:] == wanted[:-1]).any():
+                twice = wanted[1:][wanted[1:] == wanted[:-1]][0]
+                raise ArgumentError(
+                    f"id {twice} is given twice",
+                    kind="ids",
+                    hint="Leave out all but the vector that it shall have.",
+                )
+            options = Options(
+                memory=memory,
+                threads=threads,
+                metric=before.header.metric,
+                # Each row is its id's until the next one comes: the index keeps it.
+                copy_vectors="always",
+                copy_dtype=copy_dtype,
+                spill="on" if before.header.lists_per_row > 1 else "off",
+                template=layout.root,
+            )
+            picked = PickedStore(opened, order)
+            origin = Origin(
+                uri="", format=opened.format, mapped=False, fingerprint=picked.fingerprint(), n=picked.n
+            )
+            return run.add(before, picked, options, origin, wanted)
+
+
+def checked_ids(ids: AnyArray, end: int) -> IntArray:
+    """Ids that somebody names, ``(m,)`` int64.
+
+    Raises
+    ------
+    ArgumentError
+        They are no whole numbers of one dimension, or one was never given.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ArgumentError(
+            f"ids must be a 1-d array of integers, not {array.ndim}-d {array.dtype}", kind="ids"
+        )
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= end):
+        bad = array[(array < 0) | (array >= end)][0]
+        raise ArgumentError(
+            f"id {bad} was never given: this index has ids 0 to {end - 1}",
+            kind="ids",
+            hint="New vectors get their ids from `ooc append`.",
+        )
+    return array.astype(np.int64)
+
+
+def _see_width(before: Live, store: Store) -> None:
+    if store.d != before.header.d:
+        raise ArgumentError(
+            f"{store.describe()} has rows of {store.d} dimensions; this index has {before.header.d}",
+            kind="shape",
+            hint="Use the model that made the indexed vectors.",
+        )
+
+
+def _known_rows(before: Live, store: Store) -> int:
+    """How many rows of a store are in the index already: 0 where it is another one.
+
+    Raises
+    ------
+    ConflictError
+        Rows of a store of that name were indexed, and it holds other rows now.
+    """
+    known, changed = 0, None
+    for part in before.generation.parts:
+        origin = part.origin
+        if not store.uri or not origin.uri or (origin.uri != store.uri and origin.n > store.n):
+            continue
+        same = origin.n <= store.n and store.fingerprint(origin.n) == origin.fingerprint
+        if same:
+            known = max(known, origin.n)
+        elif origin.uri == store.uri and part.own is None:
+            changed = origin
+    if changed is not None:
+        raise ConflictError(
+            f"{changed.n} rows of {store.uri} are in the index, and it holds other rows now",
+            kind="store-changed",
+            hint="Exact distances are read from it: bring it back, and append others under another name.",
+        )
+    return known
+
+
+class _Run(Work):
+    """One call that adds rows."""
+
+    def nothing_new(self, before: Live, store: Store) -> dict[str, Any]:
+        """All rows of the store are there."""
+        message = f"all {store.n} rows of {store.uri} are in the index already"
+        self._emit(Note(message=message, kind="already-appended"))
+        return self._figures(before.generation.record, added=0, first_id=None)
+
+    def add(
+        self,
+        before: Live,
+        rows: Store,
+        options: Options,
+        origin: Origin,
+        ids: IntArray | None = None,
+    ) -> dict[str, Any]:
+        """Fill, merge and publish; rows with ``ids`` (ascending) take the place of those that have them."""
+        layout, operation = self.layout, self._operation
+        plan = dataclasses.replace(plan_store(rows, options), witnesses=0)
+        self._see_unfinished(plan)
+        check_disk(layout.root, needed=plan.peak_disk_bytes)
+        there = begin(layout, plan, None)
+        try:
+            with self.at_work(plan, there.build.status):
+                made = Next(before)
+                first_row, first_id = made.row_end, made.id_end
+                template = published_template(layout, plan.metric)
+                watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
+                shards = fill(rows, plan, template, there.build, **watched)
+                segment = there.build.segment
+                merge(shards, plan, template.codec, segment, first_row=first_row, ids=ids, **watched)
+                record = read_json(segment.record, what="the segment's record")
+                name, end = made.segment_name, first_row + plan.n
+                made.add_segment(
+                    segment, Entry(name=name, rows=record["rows"], first_row=first_row, stop_row=end)
+                )
+                made.parts.append(
+                    Part(
+                        first_row=first_row,
+                        rows=plan.n,
+                        first_id=first_id if ids is None else None,
+                        own=name if plan.copy_vectors else None,
+                        origin=origin,
+                    )
+                )
+                if ids is not None:
+                    old = before.numbering.rows(ids)
+                    made.bury(old[old >= 0])
+                made.count(skipped_rows=record["skipped_rows"], zero_rows=record["zero_rows"])
+                published = made.publish({**self.report(plan), "operation": operation})
+                figures = self._figures(
+                    published, added=record["rows"], first_id=first_id if ids is None else None
+                )
+                figures = self.finish(figures)
+        except BaseException:
+            if not any(there.build.shards.glob("*.json")):
+                with contextlib.suppress(OSError):
+                    forget(layout)  # nothing durable was made: leave nothing behind
+            raise
+        forget(layout)
+        return figures
+
+    def _see_unfinished(self, plan: Plan) -> None:
+        """See that what was begun in the index, if anything, is this."""
+        there = begun(self.layout)
+        if there is not None and there.plan.digest != plan.digest:
+            raise ConflictError(
+                f"another change of {self.layout.root} is unfinished: "
+                f"{there.plan.n} rows of {there.plan.store or 'an array'}",
+                kind="unfinished",
+                hint="Run that again to finish it, or give it up with `ooc gc`.",
+            )
+
+    def _figures(self, record: Any, *, added: int, first_id: int | None) -> dict[str, Any]:
+        return {
+            "index": str(self.layout.root),
+            "generation": record["generation"],
+            "added": added,
+            "first_id": first_id,
+            "rows": record["rows"],
+            "segments": len(record["segments"]),
+            "stages": self._stages,
+            "peak_private_bytes": self._peak,
+        }

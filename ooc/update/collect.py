@@ -1,0 +1,134 @@
+"""Generations that are no longer read: what they are, how to go back to one, how to remove them."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from ooc.build.begun import forget
+from ooc.durable import read_json, remove_files, remove_tree, write_bytes
+from ooc.errors import ArgumentError, IndexDirError
+from ooc.index.generation import Generation
+from ooc.index.layout import Layout
+from ooc.index.lock import is_held, publisher
+from ooc.index.segment import Segments
+from ooc.types import PathOrStr
+
+__all__ = ["gc", "generations", "rollback"]
+
+
+def generations(index: PathOrStr) -> list[dict[str, Any]]:
+    """The generations of an index that are there, the oldest first; see ``ooc.generations``."""
+    layout = Layout.of(index)
+    layout.read_header()
+    current = layout.live()
+    found = []
+    for number in _numbers(layout):
+        one = Generation.read(layout, number)
+        report = layout.report(number)
+        said = read_json(report, what="the report") if report.exists() else {}
+        found.append(
+            {
+                "generation": number,
+                "live": number == current,
+                "held": is_held(layout.generation(number)),
+                "operation": said.get("operation", "build"),
+                "before": one.record.get("before"),
+                "rows": one.rows,
+                "dead_rows": sum(entry.dead for entry in one.segments),
+                "segments": [entry.name for entry in one.segments],
+                "published": layout.generation(number).stat().st_mtime,
+            }
+        )
+    return found
+
+
+def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
+    """Make an earlier generation the live one again; see ``ooc.rollback``."""
+    layout = Layout.of(index)
+    header = layout.read_header()
+    with publisher(layout.lock):
+        before = layout.live()
+        there = _numbers(layout)
+        if generation not in there:
+            raise ArgumentError(
+                f"{layout.root} has no generation {generation}; there are {', '.join(map(str, there))}",
+                kind="generation",
+                hint="`ooc info INDEX --generations` tells of each.",
+            )
+        one = Generation.read(layout, generation)
+        one.read_dead(layout)
+        layouts = [layout.segment(entry.name) for entry in one.segments]
+        Segments(layouts, header.lists_per_row).close()  # says so where something is missing
+        write_bytes(layout.current, f"{generation}\n".encode())
+        return {"index": str(layout.root), "generation": generation, "before": before, "rows": one.rows}
+
+
+def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
+    """Remove generations that nobody reads, and what was left unfinished; see ``ooc.gc``."""
+    layout = Layout.of(index)
+    layout.read_header()
+    if keep < 0:
+        raise ArgumentError(f"keep must be at least 0, not {keep}", kind="keep")
+    with publisher(layout.lock):
+        current = layout.live()
+        if current is None:
+            raise IndexDirError(
+                f"the index {layout.root} was not finished",
+                kind="index-unfinished",
+                hint="Run the same `ooc build` again: it goes on where it ended.",
+            )
+        numbers = _numbers(layout)
+        others = [number for number in numbers if number != current]
+        kept = {current, *others[len(others) - keep :]} if keep else {current}
+        kept |= {number for number in others if is_held(layout.generation(number))}
+        freed = _remove(layout, [number for number in numbers if number not in kept], kept)
+        return {
+            "index": str(layout.root),
+            "removed": sorted(set(numbers) - kept),
+            "kept": sorted(kept),
+            "freed_bytes": freed,
+        }
+
+
+def _numbers(layout: Layout) -> list[int]:
+    names = (path.stem for path in layout.generation(0).parent.glob("*.json"))
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def _remove(layout: Layout, gone: list[int], kept: set[int]) -> int:
+    """Remove records of generations, then what none of those kept needs; bytes that were freed."""
+    records = layout.generation(0).parent
+    staying: set[Path] = set()
+    lists: set[str] = set()
+    own: set[str] = set()
+    for number in kept:
+        one = Generation.read(layout, number)
+        staying |= {layout.generation(number), layout.report(number), layout.sketch(number)}
+        order = one.record.get("order") or {}
+        staying.add(layout.sketch(int(order.get("sketch_of", number))))
+        staying.add(layout.report(int(one.record.get("built", number))))
+        if one.dead_file is not None:
+            staying.add(records / one.dead_file["file"])
+        lists |= {entry.name for entry in one.segments}
+        own |= {part.own for part in one.parts if part.own is not None}
+    # Records first: a generation whose files are gone is not there.
+    freed = remove_files([layout.generation(number) for number in gone])
+    freed += remove_files([path for path in records.glob("*") if path not in staying])
+    for directory in sorted(layout.segment("s0").root.parent.glob("*")):
+        if directory.name in lists:
+            freed += remove_files(directory.glob(".*.partial"))
+        elif directory.name in own:  # rows, but not the lists
+            place = layout.segment(directory.name)
+            rows = {place.vectors, place.scales, place.ids, place.checksums, place.record}
+            freed += remove_files([path for path in directory.glob("*") if path not in rows])
+        else:
+            freed += sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+            remove_tree(directory)
+    freed += remove_files(layout.root.glob(".*.partial"))
+    if layout.builds.exists():
+        freed += sum(path.stat().st_size for path in layout.builds.rglob("*") if path.is_file())
+        with contextlib.suppress(OSError):
+            forget(layout)
+    return freed

@@ -1,0 +1,172 @@
+"""Compacting: all segments become one, and what is dead goes.
+
+A streaming copy of lists, in the order of the files: rows keep their numbers, so neither the stores nor the
+index's own copies of rows are read. Readers go on with the generation that they hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ooc.build.merge import write_record
+from ooc.build.sizes import COPY_BYTES
+from ooc.durable import DurableFile, make_directory, remove_tree
+from ooc.engine import Codec
+from ooc.errors import Stopped
+from ooc.events import Finished, Note, Observer, Stage, Started, ignore, stage
+from ooc.index.dead import Dead
+from ooc.index.generation import Entry
+from ooc.index.layout import Layout, SegmentLayout
+from ooc.index.lists import ID_BYTES, ListsReader, evenness, interleave, list_groups
+from ooc.index.lock import publisher
+from ooc.index.segment import Segments, read_checksums
+from ooc.types import BytesArray, IntArray, PathOrStr
+from ooc.update.publish import Live, Next, live
+
+__all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact", "due"]
+
+#: With ``auto``: more segments than this, or a larger share of dead rows in the lists, are compacted.
+MOST_SEGMENTS, MOST_DEAD = 8, 0.2
+
+
+def compact(
+    index: PathOrStr,
+    *,
+    auto: bool = False,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Merge all segments into one without the dead rows; see ``ooc.compact``."""
+    layout, tell = Layout.of(index), observer or ignore
+    with publisher(layout.lock):
+        before = live(layout)
+        generation = before.generation
+        if not due(before, auto=auto):
+            message = "there is nothing to compact" + (" yet" if auto else "")
+            tell(Note(message=message, kind="nothing-to-compact"))
+            return _figures(before, generation.record, seconds=0.0)
+        began = time.monotonic()
+        tell(Started(operation="compact", stages={"merge": 0.9, "publish": 0.1}))
+        made = Next(before)
+        place = SegmentLayout(layout.builds / f"compact-{made.number}")
+        remove_tree(place.root)
+        make_directory(place.root)
+        try:
+            with stage(tell, "merge", _bytes(before), unit="bytes") as at:
+                rows = _merge(before, place, at, stop)
+            with stage(tell, "publish", 1) as at:
+                made.segments = []
+                end = generation.row_end
+                made.add_segment(place, Entry(name=made.segment_name, rows=rows, first_row=0, stop_row=end))
+                record = made.publish({"operation": "compact", "seconds": time.monotonic() - began})
+                at.tell(1)
+        except BaseException:
+            remove_tree(place.root)
+            raise
+        if not any(layout.builds.iterdir()):
+            remove_tree(layout.builds)
+        seconds = time.monotonic() - began
+        figures = _figures(before, record, seconds=seconds)
+        tell(Finished(operation="compact", seconds=seconds, figures=figures))
+        return figures
+
+
+def due(before: Live, *, auto: bool) -> bool:
+    """Whether there is something to compact; with ``auto``, whether it is worth it."""
+    segments = before.generation.segments
+    dead, rows = sum(one.dead for one in segments), sum(one.rows for one in segments)
+    if auto:
+        return len(segments) > MOST_SEGMENTS or dead > MOST_DEAD * rows
+    return len(segments) > 1 or dead > 0
+
+
+def _bytes(before: Live) -> int:
+    return sum(
+        before.layout.segment(one.name).lists.stat().st_size for one in before.generation.segments if one.rows
+    )
+
+
+def _merge(before: Live, place: SegmentLayout, at: Stage, stop: threading.Event | None) -> int:
+    """Write the lists of all segments as one segment; how many rows it has."""
+    layout, lists_per_row = before.layout, before.header.lists_per_row
+    layouts = [layout.segment(one.name) for one in before.generation.segments]
+    dead = before.dead if before.generation.unfinished_deletions else None
+    codec = Codec.load(layout.template_file)
+    with contextlib.closing(Segments(layouts, lists_per_row)) as segments:
+        in_file, first = segments.in_segments, segments.each[0].record
+    size = codec.code_size
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for one, sizes in zip(layouts, in_file, strict=True):
+            if sizes.any():
+                expected = read_checksums(one.checksums)[one.lists.name]
+                readers.append(ListsReader(one.lists, sizes, size, expected))
+                stack.callback(readers[-1].close)
+        gone = 0 if dead is None else sum(one.dead for one in before.generation.segments) * lists_per_row
+        left_bytes = (int(np.sum(in_file)) - gone) * (size + ID_BYTES)
+        file = stack.enter_context(DurableFile(place.lists, size=left_bytes))
+        total: IntArray = np.sum(in_file, axis=0, dtype=np.int64)
+        left = np.zeros_like(total)
+        for begin, end in list_groups(total, size + ID_BYTES, COPY_BYTES):
+            Stopped.raise_if(stop)
+            codes, ids, left[begin:end] = _alive(readers, begin, end, size, dead)
+            file.write(interleave(codes, ids, left[begin:end]))
+            at.tell(file.written)
+        for reader in readers:
+            reader.finish()
+        checksums = {place.lists.name: file.checksums()}
+    checksums[place.header.name] = codec.save_header(place.header, left)
+    entries = int(left.sum())
+    rows = entries // lists_per_row
+    said = {name: first[name] for name in ("plan", "copy_error") if name in first}
+    write_record(place, checksums, rows=rows, entries=entries, **said)
+    at.figures.update(bytes=entries * (size + ID_BYTES), **evenness(left))
+    return rows
+
+
+def _alive(
+    readers: Sequence[ListsReader], first: int, last: int, code_size: int, dead: Dead | None
+) -> tuple[BytesArray, IntArray, IntArray]:
+    """Codes, ids and sizes of lists ``first`` to ``last``, list after list, without the dead."""
+    pieces = [reader.read(first, last) for reader in readers]
+    places = [0] * len(readers)
+    codes: list[BytesArray] = []
+    ids: list[BytesArray] = []
+    sizes = np.zeros(last - first, np.int64)
+    counts = [reader.sizes[first:last].tolist() for reader in readers]
+    for i in range(last - first):
+        for r, piece in enumerate(pieces):
+            count = counts[r][i]
+            if not count:
+                continue
+            begin = places[r]
+            middle = begin + count * code_size
+            end = places[r] = middle + count * ID_BYTES
+            codes.append(piece[begin:middle])
+            ids.append(piece[middle:end])
+            sizes[i] += count
+    all_codes = np.concatenate([np.empty(0, np.uint8), *codes]).reshape(-1, code_size)
+    all_ids = np.concatenate([np.empty(0, np.uint8), *ids]).view(np.int64)
+    if dead is None:
+        return all_codes, all_ids, sizes
+    alive = ~dead.contains(all_ids)
+    ends = np.concatenate(([0], np.cumsum(alive)))[np.concatenate(([0], np.cumsum(sizes)))]
+    return all_codes[alive], all_ids[alive], np.diff(ends)
+
+
+def _figures(before: Live, record: Any, *, seconds: float) -> dict[str, Any]:
+    segments = before.generation.segments
+    return {
+        "index": str(before.layout.root),
+        "generation": record["generation"],
+        "compacted": len(segments) if record["generation"] != before.generation.number else 0,
+        "dropped": sum(one.dead for one in segments),
+        "rows": before.generation.rows,
+        "seconds": seconds,
+    }

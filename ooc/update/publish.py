@@ -1,0 +1,171 @@
+"""The next generation: what every change of an index ends with.
+
+The live generation stays as it is, files and all. A change adds a segment, a bitmap of dead rows, or both,
+then writes the record of the next generation, and then ``CURRENT``: before that last step the index is as it
+was, after it, it is the new one. One process at a time changes an index (``ooc.index.lock.publisher``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from ooc.durable import make_directory, remove_tree, rename, write_bytes
+from ooc.errors import IndexDirError
+from ooc.index.dead import Dead
+from ooc.index.generation import Entry, Generation, Part
+from ooc.index.layout import Header, Layout, SegmentLayout
+from ooc.index.numbering import Numbering
+from ooc.index.segment import Segments, read_ids
+from ooc.types import IntArray
+
+__all__ = ["Live", "Next", "live", "next_number"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """The generation that a change begins with."""
+
+    layout: Layout
+    header: Header
+    generation: Generation
+    dead: Dead
+
+    @property
+    def numbering(self) -> Numbering:
+        """Which row an id is."""
+
+        def ids_of(part: Part) -> IntArray:
+            return read_ids(self.layout.segment(str(part.own)), part.rows)
+
+        return Numbering(self.generation, self.dead, ids_of)
+
+
+def live(layout: Layout) -> Live:
+    """The live generation of an index.
+
+    Raises
+    ------
+    IndexDirError
+        There is no index, it was not finished, or it is damaged.
+    """
+    header, number = layout.read_header(), layout.live()
+    if number is None:
+        raise IndexDirError(
+            f"the index {layout.root} was not finished",
+            kind="index-unfinished",
+            hint="Run the same `ooc build` again: it goes on where it ended.",
+        )
+    generation = Generation.read(layout, number)
+    return Live(layout=layout, header=header, generation=generation, dead=generation.read_dead(layout))
+
+
+def next_number(layout: Layout) -> int:
+    """The number of the next generation: no file of an earlier one, live or not, has it."""
+    names = [path.name for path in layout.generation(0).parent.glob("*")]
+    names += [path.name for path in layout.segment("s0").root.parent.glob("*")]
+    numbers = [int(match[1]) for name in names if (match := re.match(r"s?(\d+)(\.|$)", name))]
+    return max(numbers, default=0) + 1
+
+
+class Next:
+    """A generation in the making: begins as the live one is.
+
+    Parameters
+    ----------
+    before : Live
+
+    Attributes
+    ----------
+    number : int
+    segments : list of Entry
+    parts : list of Part
+    dead : Dead
+    """
+
+    def __init__(self, before: Live) -> None:
+        self._before, self._layout = before, before.layout
+        self.number = next_number(before.layout)
+        self.segments: list[Entry] = list(before.generation.segments)
+        self.parts: list[Part] = list(before.generation.parts)
+        self.dead = before.dead
+        self._record: dict[str, Any] = dict(before.generation.record)
+
+    @property
+    def segment_name(self) -> str:
+        """Of the segment that this generation adds."""
+        return f"s{self.number}"
+
+    @property
+    def row_end(self) -> int:
+        """The number of the next row."""
+        return self.parts[-1].stop_row
+
+    @property
+    def id_end(self) -> int:
+        """The next id."""
+        return max(part.first_id + part.rows for part in self.parts if part.first_id is not None)
+
+    def set(self, **entries: Any) -> Self:
+        """Other entries of the record than those of the generation before."""
+        self._record.update(entries)
+        return self
+
+    def count(self, **more: int) -> Self:
+        """Add to figures of the record."""
+        return self.set(**{name: self._record.get(name, 0) + times for name, times in more.items()})
+
+    def add_segment(self, made: SegmentLayout, entry: Entry) -> None:
+        """Move a finished segment into its place."""
+        place = self._layout.segment(entry.name)
+        remove_tree(place.root)
+        make_directory(place.root.parent)
+        rename(made.root, place.root)
+        self.segments.append(entry)
+
+    def bury(self, rows: IntArray) -> None:
+        """Rows ``(m,)``, live until now, are dead."""
+        self.dead = self.dead.joined(rows, self.row_end)
+        if self._record["skipped_rows"]:  # rows that no list holds: only the lists know which
+            rows = self._in_lists(rows)
+        self.segments = [
+            replace(one, dead=one.dead + int(((rows >= one.first_row) & (rows < one.stop_row)).sum()))
+            for one in self.segments
+        ]
+
+    def _in_lists(self, rows: IntArray) -> IntArray:
+        """Those of the rows that are in lists."""
+        wanted, found = Dead(self.row_end).joined(rows), Dead(self.row_end)
+        layouts = [self._layout.segment(one.name) for one in self._before.generation.segments]
+        with contextlib.closing(Segments(layouts, self._before.header.lists_per_row)) as segments:
+            for ids in segments.all_ids():
+                found = found.joined(ids[wanted.contains(ids)])
+        return rows[found.contains(rows)]
+
+    def publish(self, report: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Make it durable, and then the live generation; its record."""
+        before, layout = self._before.generation, self._layout
+        dead = before.dead_file
+        if self.dead is not self._before.dead:
+            data, digest = self.dead.to_bytes()
+            name = f"{self.number}.dead"
+            write_bytes(layout.generation(self.number).parent / name, data)
+            dead = {"file": name, "digest": digest, "rows": self.dead.count}
+        order = dict(self._record.get("order") or {})
+        if order.get("sketch"):  # it is a file of an earlier generation, and stays that
+            order.setdefault("sketch_of", before.number)
+        self.set(
+            generation=self.number,
+            before=before.number,
+            rows=sum(one.rows - one.dead for one in self.segments),
+            segments=[asdict(one) for one in self.segments],
+            parts=[part.to_record() for part in self.parts],
+            built=self._record.get("built", before.number),
+            **({"dead": dead} if dead else {}),
+            **({"order": order} if order else {}),
+        )
+        Generation.from_record(self.number, self._record)  # what is written can be read
+        layout.publish(self.number, self._record, report or {})
+        return self._record

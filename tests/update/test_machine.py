@@ -1,0 +1,151 @@
+"""Any sequence of changes: a state machine against vectors in memory."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+import ooc
+from ooc.types import FloatArray, IntArray
+from tests.update.model import Model
+
+N, D = 120, 6
+
+
+def vectors(seed: int, n: int) -> FloatArray:
+    # Whole numbers: distances are exact, and ties are many.
+    return np.random.default_rng(seed).integers(-4, 5, (n, D)).astype(np.float32)
+
+
+class Changes(RuleBasedStateMachine):
+    metric, factory = "l2", "IVF8,SQ8"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="ooc-machine-"))
+        self.path = self.root / "i.ooc"
+        self.count = 0
+
+    @initialize(seed=st.integers(0, 99), copies=st.sampled_from(["never", "always"]))
+    def build(self, seed: int, copies: str) -> None:
+        self.store = self.root / "base.npy"
+        self.base = vectors(seed, N)
+        np.save(self.store, self.base)
+        ooc.build(self.store, self.path, metric=self.metric, factory=self.factory, copy_vectors=copies)  # type: ignore[arg-type]
+        self.model = Model(self.base, self.metric)
+        self.past = {1: copy.deepcopy(self.model)}
+        self.follower = ooc.open_index(self.path, follow=True)
+
+    def changed(self, generation: int) -> None:
+        self.past[generation] = copy.deepcopy(self.model)
+
+    @rule(seed=st.integers(0, 99), n=st.integers(1, 40), stored=st.booleans())
+    def append(self, seed: int, n: int, stored: bool) -> None:
+        x = vectors(seed, n)
+        self.count += 1
+        path = self.root / f"{self.count}.npy"
+        np.save(path, x)
+        known = self.model.id_end
+        figures = ooc.append(self.path, path if stored else x)
+        if figures["added"]:  # another store of the same rows is the same store
+            assert (figures["added"], figures["first_id"]) == (n, known)
+            self.model.append(x)
+            self.changed(figures["generation"])
+
+    def some_ids(self, data: st.DataObject) -> IntArray:
+        ids = st.integers(0, self.model.id_end - 1)
+        return np.array(data.draw(st.lists(ids, min_size=1, max_size=30, unique=True)), np.int64)
+
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        ids = self.some_ids(data)
+        live = np.isin(ids, self.model.ids).sum()
+        figures = ooc.delete(self.path, ids)
+        assert figures["deleted"] == live
+        self.model.delete(ids)
+        self.changed(figures["generation"])
+
+    @rule(data=st.data(), seed=st.integers(0, 99))
+    def upsert(self, data: st.DataObject, seed: int) -> None:
+        ids = self.some_ids(data)
+        x = vectors(seed, len(ids))
+        figures = ooc.upsert(self.path, ids, x)
+        self.model.upsert(ids, x)
+        self.changed(figures["generation"])
+
+    @rule()
+    def compact(self) -> None:
+        self.changed(ooc.compact(self.path)["generation"])
+
+    @rule()
+    def collect(self) -> None:
+        ooc.gc(self.path)
+
+    @rule(data=st.data())
+    def roll_back(self, data: st.DataObject) -> None:
+        there = [one["generation"] for one in ooc.generations(self.path)]
+        number = data.draw(st.sampled_from(there))
+        ooc.rollback(self.path, number)
+        self.model = copy.deepcopy(self.past[number])
+
+    @rule(data=st.data(), seed=st.integers(0, 99), k=st.integers(1, 12))
+    def filtered(self, data: st.DataObject, seed: int, k: int) -> None:
+        allowed = self.some_ids(data)
+        xq = vectors(seed, 3) + np.float32(0.25)
+        smaller = Model(np.empty((0, D), np.float32), self.metric)
+        smaller.vectors = {i: v for i, v in self.model.vectors.items() if i in set(allowed.tolist())}
+        _, expected = smaller.search(xq, k)
+        with ooc.open_index(self.path) as index:
+            _, ids = index.search(xq, k, recall=1.0, filter=allowed)
+            np.testing.assert_array_equal(ids, expected)
+            _, ids = index.search(xq, k, nprobe=1, filter=allowed)
+            assert ((ids >= 0).sum(axis=1) == min(k, len(smaller.vectors))).all()
+
+    @rule()
+    def reconstruct(self) -> None:
+        ids = self.model.ids
+        if len(ids):
+            with ooc.open_index(self.path) as index:
+                x = np.stack([self.model.vectors[i] for i in ids.tolist()])
+                np.testing.assert_array_equal(index.reconstruct(ids), x)
+
+    @invariant()
+    def answers_are_right(self) -> None:
+        if hasattr(self, "model"):
+            xq = vectors(7, 4) + np.float32(0.25)
+            self.model.check_at(self.path, xq)
+            self.model.check(self.follower, xq)
+
+    def teardown(self) -> None:
+        if hasattr(self, "follower"):
+            self.follower.close()
+        shutil.rmtree(self.root)
+
+
+def run(examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        Changes,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_any_sequence_of_changes_answers_as_a_model_does() -> None:
+    run(8, 12)
+
+
+@pytest.mark.slow
+def test_thousands_of_changes_answer_as_a_model_does() -> None:
+    run(100, 40)

@@ -6,15 +6,31 @@ one, which is dead: at any time one live row at most has an id.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ooc.index.dead import Dead
 from ooc.index.generation import Generation, Part
+from ooc.index.layout import Layout
+from ooc.index.segment import read_ids
 from ooc.types import IntArray
 
-__all__ = ["Numbering"]
+__all__ = ["IdFiles", "Numbering"]
+
+
+class IdFiles:
+    """The ids of parts that keep them in a file, each mapped when it is first asked for."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._mapped: dict[str, IntArray] = {}
+
+    def __call__(self, part: Part) -> IntArray:
+        """``(rows,)`` int64, ascending."""
+        name = str(part.own)
+        ids = self._mapped.get(name)
+        if ids is None:
+            ids = self._mapped[name] = read_ids(self._layout.segment(name), part.rows)
+        return ids
 
 
 class Numbering:
@@ -25,8 +41,7 @@ class Numbering:
     generation : Generation
     dead : Dead
         Rows that no id is any more.
-    ids_of : callable
-        Of a part whose ids are in a file, these: ``(rows,)`` int64, ascending, mapped.
+    ids_of : IdFiles
 
     Attributes
     ----------
@@ -34,7 +49,7 @@ class Numbering:
         Whether every row's id is its number.
     """
 
-    def __init__(self, generation: Generation, dead: Dead, ids_of: Callable[[Part], IntArray]) -> None:
+    def __init__(self, generation: Generation, dead: Dead, ids_of: IdFiles) -> None:
         self._parts, self._dead, self._ids_of = generation.parts, dead, ids_of
         self.row_end, self.id_end = generation.row_end, generation.id_end
         self.plain = all(part.first_id == part.first_row for part in self._parts)

@@ -5,18 +5,19 @@ A reader holds the generation that it reads: as long as it is open, ``ooc gc`` l
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Mapping
 
 import numpy as np
 
 from ooc.errors import ArgumentError, IndexDirError
-from ooc.index.generation import Generation, Part
+from ooc.index.generation import Generation
 from ooc.index.layout import Header, Layout
 from ooc.index.lock import Hold
-from ooc.index.numbering import Numbering
+from ooc.index.numbering import IdFiles, Numbering
 from ooc.index.order import Order
-from ooc.index.segment import Segments, read_ids
+from ooc.index.segment import Segments
 from ooc.search.budget import Budget
 from ooc.search.filters import Filter
 from ooc.search.kind import Kind
@@ -68,8 +69,7 @@ class Opened:
             self.segments = Segments(layouts, header.lists_per_row, order)
             self._check(header)
             self.dead = self.generation.read_dead(layout)
-            self._ids: dict[str, IntArray] = {}
-            self.numbering = Numbering(self.generation, self.dead, self._ids_of)
+            self.numbering = Numbering(self.generation, self.dead, IdFiles(layout))
             self.source = Source(layout, self.generation, header.d, moved)
         except BaseException:
             self._hold.close()
@@ -105,13 +105,6 @@ class Opened:
                     f"speaks of {entry.rows}",
                     kind="index-damaged",
                 )
-
-    def _ids_of(self, part: Part) -> IntArray:
-        """The ids of the rows of a part that keeps them in a file, mapped."""
-        name = str(part.own)
-        if name not in self._ids:
-            self._ids[name] = read_ids(self._layout.segment(name), part.rows)
-        return self._ids[name]
 
     def rows_of(self, ids: AnyArray) -> IntArray:
         """The rows of ids ``(m,)`` that somebody names.
@@ -154,6 +147,7 @@ class Opened:
             found = self._allowed[named] = self._by_row(named)
         return found
 
+    @functools.cached_property
     def live(self) -> Filter:
         """All live rows, as a filter."""
         return self._by_row(None)
@@ -170,5 +164,4 @@ class Opened:
         """Give mappings and files up; may be called twice."""
         self.segments.close()
         self.source.close()
-        self._ids.clear()
         self._hold.close()

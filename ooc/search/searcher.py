@@ -327,7 +327,7 @@ class Index:
         queries = as_queries(xq, self.d, self.metric)
         allowed = view.allowed(filter)
         if allowed is None and not view.n:  # all rows were deleted
-            allowed = view.live()
+            allowed = view.live
         promised = nprobe is None and allowed is None and view.choice.promise is not None
         nprobe, rerank, reach = view.choice.settings(
             k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=allowed is not None
@@ -352,7 +352,7 @@ class Index:
             # Where all of a region was deleted a query looks farther, as it does under a filter.
             short = np.flatnonzero(ids[:, min(k, view.n) - 1] < 0)
             if len(short):
-                farther = wanted_of(view.live())
+                farther = wanted_of(view.live)
                 found[short], ids[short] = self._in_batches(view, queries[short], farther, trace)
         return found, ids, wanted
 

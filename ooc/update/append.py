@@ -30,7 +30,7 @@ from ooc.stores import Store, open_store
 from ooc.stores.picked import PickedStore, RangeStore
 from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, OnBad, PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
-from ooc.update.publish import Live, Next, live
+from ooc.update.publish import Live, Next, live, take_back
 
 __all__ = ["append", "upsert"]
 
@@ -208,6 +208,7 @@ class _Run(Work):
         self._see_unfinished(plan)
         check_disk(layout.root, needed=plan.peak_disk_bytes)
         there = begin(layout, plan, None)
+        take_back(layout, plan.digest, there.build.segment)
         try:
             with self.at_work(plan, there.build.status):
                 made = Next(before)

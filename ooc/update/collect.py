@@ -14,6 +14,7 @@ from ooc.index.layout import Layout
 from ooc.index.lock import is_held, publisher
 from ooc.index.segment import Segments
 from ooc.types import PathOrStr
+from ooc.update.publish import numbers
 
 __all__ = ["gc", "generations", "rollback"]
 
@@ -24,7 +25,7 @@ def generations(index: PathOrStr) -> list[dict[str, Any]]:
     layout.read_header()
     current = layout.live()
     found = []
-    for number in _numbers(layout):
+    for number in numbers(layout):
         one = Generation.read(layout, number)
         report = layout.report(number)
         said = read_json(report, what="the report") if report.exists() else {}
@@ -50,7 +51,7 @@ def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
     header = layout.read_header()
     with publisher(layout.lock):
         before = layout.live()
-        there = _numbers(layout)
+        there = numbers(layout)
         if generation not in there:
             raise ArgumentError(
                 f"{layout.root} has no generation {generation}; there are {', '.join(map(str, there))}",
@@ -79,22 +80,17 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
                 kind="index-unfinished",
                 hint="Run the same `ooc build` again: it goes on where it ended.",
             )
-        numbers = _numbers(layout)
-        others = [number for number in numbers if number != current]
+        there = numbers(layout)
+        others = [number for number in there if number != current]
         kept = {current, *others[len(others) - keep :]} if keep else {current}
         kept |= {number for number in others if is_held(layout.generation(number))}
-        freed = _remove(layout, [number for number in numbers if number not in kept], kept)
+        freed = _remove(layout, [number for number in there if number not in kept], kept)
         return {
             "index": str(layout.root),
-            "removed": sorted(set(numbers) - kept),
+            "removed": sorted(set(there) - kept),
             "kept": sorted(kept),
             "freed_bytes": freed,
         }
-
-
-def _numbers(layout: Layout) -> list[int]:
-    names = (path.stem for path in layout.generation(0).parent.glob("*.json"))
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def _remove(layout: Layout, gone: list[int], kept: set[int]) -> int:

@@ -12,16 +12,16 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from ooc.durable import make_directory, remove_tree, rename, write_bytes
+from ooc.durable import make_directory, read_json, remove_tree, rename, write_bytes
 from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.generation import Entry, Generation, Part
 from ooc.index.layout import Header, Layout, SegmentLayout
-from ooc.index.numbering import Numbering
-from ooc.index.segment import Segments, read_ids
+from ooc.index.numbering import IdFiles, Numbering
+from ooc.index.segment import Segments
 from ooc.types import IntArray
 
-__all__ = ["Live", "Next", "live", "next_number"]
+__all__ = ["Live", "Next", "live", "next_number", "numbers", "take_back"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +36,7 @@ class Live:
     @property
     def numbering(self) -> Numbering:
         """Which row an id is."""
-
-        def ids_of(part: Part) -> IntArray:
-            return read_ids(self.layout.segment(str(part.own)), part.rows)
-
-        return Numbering(self.generation, self.dead, ids_of)
+        return Numbering(self.generation, self.dead, IdFiles(self.layout))
 
 
 def live(layout: Layout) -> Live:
@@ -60,6 +56,23 @@ def live(layout: Layout) -> Live:
         )
     generation = Generation.read(layout, number)
     return Live(layout=layout, header=header, generation=generation, dead=generation.read_dead(layout))
+
+
+def numbers(layout: Layout) -> list[int]:
+    """The numbers of the generations that are there, ascending."""
+    names = (path.stem for path in layout.generation(0).parent.glob("*.json"))
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def take_back(layout: Layout, digest: str, place: SegmentLayout) -> None:
+    """Move a segment that an interrupted change put in its place, but did not publish, back."""
+    named = {entry.name for number in numbers(layout) for entry in Generation.read(layout, number).segments}
+    for path in sorted(layout.segment("s0").root.parent.glob("*")):
+        record = layout.segment(path.name).record
+        if path.name in named or not record.exists() or place.root.exists():
+            continue
+        if read_json(record, what="the segment's record").get("plan") == digest:
+            rename(path, place.root)
 
 
 def next_number(layout: Layout) -> int:

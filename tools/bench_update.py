@@ -1,4 +1,4 @@
-"""An index that was appended to and deleted from, before and after a compaction, beside one that was built anew.
+"""An index that was appended to and deleted from, before and after a compaction, beside a fresh one.
 
 Of the rows a part is indexed; then come appends and deletions; then a compaction. The rows that are left are
 indexed anew by themselves. All three answer the same queries in turns, of which exact neighbours among these

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
     from ooc.build.plan import Plan
     from ooc.events import Observer
-    from ooc.types import AnyArray, CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
+    from ooc.types import (
+        AnyArray,
+        CopyDtype,
+        CopyVectors,
+        KeysLike,
+        Metric,
+        OnBad,
+        PathOrStr,
+        Spill,
+        StoreLike,
+    )
 
 __all__ = [
     "append",
@@ -45,6 +55,7 @@ def plan(
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
     queries: StoreLike | None = None,
+    keys: KeysLike | None = None,
     index: PathOrStr | None = None,
 ) -> Plan:
     """What building an index of a store will do and cost. Nothing is written.
@@ -89,6 +100,10 @@ def plan(
     queries : store, optional
         Queries of the kind that will be asked, by which recall is measured; default: rows of the store
         itself, which tell nothing of queries that are unlike them. Some hundred are used.
+    keys : array, list or path, optional
+        A key for each row, in their order: whole numbers (int64) or strings, each once. A 1-d array, a list,
+        a ``.npy`` file, a text file (a key a line), ``PATH::column`` of Parquet or Arrow, ``PATH::/name`` in
+        HDF5 or Zarr. They are read block by block; see ``ooc help keys``.
     index : path, optional
         Where the index shall be: its disk is checked for room.
 
@@ -121,6 +136,7 @@ def plan(
         on_bad=on_bad,
         template=template,
         queries=queries,
+        keys=keys,
     )
     return run(store, options, index=index)
 
@@ -141,6 +157,7 @@ def build(
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
     queries: StoreLike | None = None,
+    keys: KeysLike | None = None,
     scratch: PathOrStr | None = None,
     workers: int = 1,
     progress: bool = False,
@@ -153,7 +170,7 @@ def build(
     ----------
     store, memory, metric, factory, seed, shard_rows, threads
         As for ``ooc.plan``.
-    copy_vectors, copy_dtype, spill, on_bad, template, queries
+    copy_vectors, copy_dtype, spill, on_bad, template, queries, keys
         As for ``ooc.plan``. A build may go on under another budget or number of threads; the index
         is the same.
     index : path
@@ -207,6 +224,7 @@ def build(
         on_bad=on_bad,
         template=template,
         queries=queries,
+        keys=keys,
     )
     with observer_for(progress) as display:
         return run(
@@ -236,6 +254,7 @@ def train(
     on_bad: OnBad = "stop",
     template: PathOrStr | None = None,
     queries: StoreLike | None = None,
+    keys: KeysLike | None = None,
     scratch: PathOrStr | None = None,
     observer: Observer | None = None,
     stop: threading.Event | None = None,
@@ -267,6 +286,7 @@ def train(
         on_bad=on_bad,
         template=template,
         queries=queries,
+        keys=keys,
     )
     return run(store, index, options, scratch=scratch, observer=observer, stop=stop)
 
@@ -358,6 +378,7 @@ def append(
     index: PathOrStr,
     store: StoreLike,
     *,
+    keys: KeysLike | None = None,
     memory: int | str = DEFAULT_MEMORY,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
@@ -380,6 +401,8 @@ def append(
     index : path
     store : path, URL, glob, list, array or Store
         Rows of the width of the index.
+    keys : array, list or path, optional
+        As for ``build``, where the rows of the index have keys: for each new row, or for each of the store.
     memory, threads, copy_dtype, on_bad, progress, observer, stop
         As for ``build``.
     copy_vectors : {"auto", "always", "never"}
@@ -403,8 +426,12 @@ def append(
     ConflictError
         Another process changes the index, another change of it is unfinished, or rows of that store were
         indexed and it holds other rows now.
-    ArgumentError, StoreError, DataError, PlanError, ResourceError, Stopped
-        As for ``build``; the index is as it was.
+    ArgumentError
+        There are keys and the rows of the index have none, or the reverse; or as for ``build``.
+    DataError
+        A key is given twice, or a row of the index has it (``duplicate-key``); or as for ``build``.
+    StoreError, PlanError, ResourceError, Stopped
+        As for ``build``. The index is as it was.
     """
     from ooc.cli.progress import observer_for
     from ooc.events import broadcast
@@ -415,6 +442,7 @@ def append(
         figures = run(
             index,
             store,
+            keys=keys,
             memory=memory,
             threads=threads,
             copy_vectors=copy_vectors,
@@ -433,45 +461,57 @@ def append(
 
 def upsert(
     index: PathOrStr,
-    ids: AnyArray,
-    vectors: StoreLike,
+    ids: AnyArray | None = None,
+    vectors: StoreLike | None = None,
     *,
+    keys: KeysLike | None = None,
     memory: int | str = DEFAULT_MEMORY,
     threads: int | None = None,
     copy_dtype: CopyDtype = "store",
     observer: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Give ids other vectors. The index keeps these itself; what ids had before is dead.
+    """Give rows other vectors, by id or by key. The index keeps these itself; what was there before is dead.
 
     Parameters
     ----------
     index : path
     ids : (m,) integers
-        Each once, in any order: of rows that are there or were deleted.
+        Each once, in any order: of rows that are there or, where rows have no keys, were deleted.
     vectors : array or store
         m rows.
+    keys : array, list or path
+        In place of ids: m keys, each once, in any order. A row that has one keeps its id; one that no row
+        has becomes a new row, with a new id. They are held in memory together.
     memory, threads, copy_dtype, observer, stop
         As for ``build``.
 
     Returns
     -------
     dict
-        As ``append``; ``first_id`` is None.
+        As ``append``; ``first_id`` is that of the first new row, None where there is none, and ``replaced``
+        says how many of the rows take the place of another.
 
     Raises
     ------
     ArgumentError
-        An id was never given, or is given twice; there are more or fewer vectors than ids.
-    IndexDirError, ConflictError, StoreError, DataError, PlanError, ResourceError, Stopped
+        An id was never given, or is given twice; there are more or fewer vectors than ids or keys; rows have
+        no keys; or keys are of another kind.
+    DataError
+        A key is given twice; or as ``append``.
+    IndexDirError, ConflictError, StoreError, PlanError, ResourceError, Stopped
         As ``append``.
     """
+    from ooc.errors import ArgumentError
     from ooc.update.append import upsert as run
 
+    if vectors is None:
+        raise ArgumentError("there are no vectors", kind="store", hint="upsert(index, ids, vectors)")
     return run(
         index,
         ids,
         vectors,
+        keys=keys,
         memory=memory,
         threads=threads,
         copy_dtype=copy_dtype,
@@ -480,7 +520,7 @@ def upsert(
     )
 
 
-def delete(index: PathOrStr, ids: AnyArray) -> dict[str, Any]:
+def delete(index: PathOrStr, ids: AnyArray | None = None, *, keys: KeysLike | None = None) -> dict[str, Any]:
     """Delete rows. No search that opens the index afterwards finds them; their bytes go with ``compact``.
 
     Parameters
@@ -488,22 +528,25 @@ def delete(index: PathOrStr, ids: AnyArray) -> dict[str, Any]:
     index : path
     ids : (m,) integers or (ids,) bool
         In any order; those that were deleted before are passed over. Or a mask, with an entry for each id.
+    keys : array, list or path
+        In place of ids: keys of rows, in any order; those that no row has are passed over.
 
     Returns
     -------
     dict
-        JSON-ready: ``index``, ``generation``, ``deleted`` (rows), ``rows`` (that a search may find).
+        JSON-ready: ``index``, ``generation``, ``deleted`` (rows), ``rows`` (that a search may find), and
+        with keys ``unknown``, how many of them no row has.
 
     Raises
     ------
     ArgumentError
-        An id was never given.
+        An id was never given; rows have no keys, or keys are of another kind.
     IndexDirError, ConflictError, ResourceError
         As ``append``.
     """
     from ooc.update.delete import delete as run
 
-    return run(index, ids)
+    return run(index, ids, keys=keys)
 
 
 def compact(

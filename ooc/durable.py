@@ -39,6 +39,7 @@ __all__ = [
     "block_checksums",
     "journal_name",
     "make_directory",
+    "npy_head",
     "partial_name",
     "read_json",
     "remove_files",
@@ -244,17 +245,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_array(path: Path, array: AnyArray) -> list[str]:
     """Write an array durably as ``.npy``, replacing what was there; its checksums."""
-    head = io.BytesIO()
-    described = {
-        "descr": np.lib.format.dtype_to_descr(array.dtype),
-        "fortran_order": False,
-        "shape": array.shape,
-    }
-    np.lib.format.write_array_header_1_0(head, described)
     with DurableFile(path) as file:
-        file.write(head.getvalue())
+        file.write(npy_head(array.shape, array.dtype))
         file.write(np.ascontiguousarray(array))
         return file.checksums()
+
+
+def npy_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What a ``.npy`` file of such an array in C order begins with."""
+    head = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, described)
+    return head.getvalue()
 
 
 def write_json(path: Path, record: Any) -> None:

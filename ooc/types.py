@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ooc.stores.base import Store
+    from ooc.stores.keys import KeySource
 
 __all__ = [
     "METRICS",
@@ -20,6 +21,8 @@ __all__ = [
     "CopyVectors",
     "FloatArray",
     "IntArray",
+    "KeyKind",
+    "KeysLike",
     "Metric",
     "OnBad",
     "PathOrStr",
@@ -36,6 +39,12 @@ PathOrStr: TypeAlias = str | PathLike[str]
 #: What ``ooc.open_store`` takes: a path, ``PATH::/dataset``, a URL, a glob, a list of these, an
 #: array in memory, or a store that is open already.
 StoreLike: TypeAlias = "PathOrStr | AnyArray | Store | Sequence[PathOrStr]"
+
+#: Keys of rows: a 1-d array or a list of whole numbers or of strings, or a file of them.
+KeysLike: TypeAlias = "PathOrStr | AnyArray | Sequence[str] | Sequence[int] | KeySource"
+
+#: What keys are.
+KeyKind = Literal["int64", "str"]
 
 #: ``l2``: squared distances, ascending. ``ip`` and ``cosine``: similarities, descending.
 Metric = Literal["l2", "ip", "cosine"]

@@ -189,6 +189,7 @@ def plan_as_begun(
         template=before.template,
         witnesses=before.witnesses,
         queries=before.queries,
+        keys=before.keys,
         chosen=before.chosen,
         compared=before.compared,
         forecast=before.forecast,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def merge(
     *,
     first_row: int = 0,
     ids: IntArray | None = None,
+    keys: Mapping[str, Any] | None = None,
     observer: Observer = ignore,
     stop: threading.Event | None = None,
 ) -> None:
@@ -59,6 +61,8 @@ def merge(
         are written in place of a header, which would repeat all centroids.
     ids : (n,) int64, optional
         The id of each row, ascending; by default they are numbered on.
+    keys : mapping, optional
+        What is to be said of keys that were written there (``ooc.build.keys.kept_keys``).
     observer : callable
         Is told events; bytes are counted.
     stop : threading.Event, optional
@@ -81,6 +85,9 @@ def merge(
             checksums[segment.vectors.name] = [c for shard in shards for c in shard.row_checksums]
         if plan.copy_dtype == "int8":
             checksums[segment.scales.name] = [c for shard in shards for c in shard.scale_checksums]
+        if keys is not None:
+            checksums |= keys["checksums"]
+        keyed = {} if keys is None else {"keys": {name: keys[name] for name in ("kind", "longest")}}
         loss = {} if plan.copy_dtype == "store" else {"copy_error": copy_error(shards)}
         write_record(
             segment,
@@ -92,6 +99,7 @@ def merge(
             zero_rows=sum(shard.zeros for shard in shards),
             **({"first_row": first_row} if first_row else {}),
             **loss,
+            **keyed,
         )
         at.figures.update(bytes=total, **evenness(sizes))
 

@@ -33,6 +33,7 @@ from ooc.build.begun import (
 from ooc.build.calibrate import calibrate
 from ooc.build.fill import fill as fill_shards
 from ooc.build.forecast import forecast
+from ooc.build.keys import keep_keys, kept_keys
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
 from ooc.build.plan import Forecast, Options, Plan, check_disk, plan_store
@@ -56,6 +57,7 @@ from ooc.index.order import Order, read_spread
 from ooc.index.segment import Segment
 from ooc.mapping import release_free_memory
 from ooc.stores import Store, open_store
+from ooc.stores.keys import keys_of_rows, open_keys
 from ooc.types import PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
 
@@ -83,10 +85,11 @@ def build(
 ) -> dict[str, Any]:
     """Build an index of a store; see ``ooc.build``, which takes the options one by one."""
     with open_store(store) as opened:
-        run = _Run("build", opened, Layout.of(index), observer, stop)
+        run, options = _Run("build", opened, Layout.of(index), observer, stop), _with_keys(options)
 
         def stages(there: Begun, plan: Plan, share: Team | None) -> dict[str, Any]:
             if not is_done(run.layout.segment(FIRST_SEGMENT), plan):
+                run.keep_keys(there, plan, options)
                 run.train(there, plan, options)
                 run.fill(there, plan, share)
                 run.merge(there, plan)
@@ -109,9 +112,10 @@ def train(
 ) -> dict[str, Any]:
     """Plan, sample and train, and leave the shards to be filled; see ``ooc.train``."""
     with open_store(store) as opened:
-        run = _Run("train", opened, Layout.of(index), observer, stop)
+        run, options = _Run("train", opened, Layout.of(index), observer, stop), _with_keys(options)
 
         def stages(there: Begun, plan: Plan, share: Team | None) -> dict[str, Any]:
+            run.keep_keys(there, plan, options)
             run.train(there, plan, options)
             return run.shard_figures(there)
 
@@ -177,6 +181,11 @@ def merge(
                 figures = run.finish(run.publish(there, plan))
             forget(run.layout)
             return figures
+
+
+def _with_keys(options: Options) -> Options:
+    """With keys that are opened once: their fingerprint is asked for more than once."""
+    return options if options.keys is None else dataclasses.replace(options, keys=open_keys(options.keys))
 
 
 class _Run(Work):
@@ -252,6 +261,12 @@ class _Run(Work):
         self._emit(Note(message="this index is built already: same store, same plan", kind="already-built"))
         return self._figures(record, None, already_built=True)
 
+    def keep_keys(self, there: Begun, plan: Plan, options: Options) -> None:
+        """Write the keys of the rows, where they have some: a key that is there twice is told at once."""
+        if options.keys is not None:
+            source = keys_of_rows(open_keys(options.keys), 0, plan.n, self._store.n)
+            keep_keys(source, plan, there.build, stop=self._stop)
+
     def train(self, there: Begun, plan: Plan, options: Options) -> None:
         """Sample and train, or copy the template that is to be reused."""
         build = there.build
@@ -316,9 +331,21 @@ class _Run(Work):
             plan,
             self._trained(plan).codec,
             there.build.segment,
+            keys=self._kept_keys(there, plan),
             observer=self._emit,
             stop=self._stop,
         )
+
+    def _kept_keys(self, there: Begun, plan: Plan) -> dict[str, Any] | None:
+        """What is to be said of the keys."""
+        kept = kept_keys(plan, there.build)
+        if plan.keys and kept is None and not is_done(there.build.segment, plan):
+            raise IndexDirError(
+                f"the keys of the rows are not whole in {there.build.root}",
+                kind="keys-missing",
+                hint="Give them again: `ooc build STORE INDEX --keys KEYS`.",
+            )
+        return kept
 
     def _calibrate(self, there: Begun, plan: Plan) -> dict[str, Any]:
         """The order of the merged lists and what recall they have, measured where that was not done yet."""

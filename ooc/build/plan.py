@@ -28,7 +28,8 @@ from ooc.build.sizes import Sizes, copied_dtype, most_witnesses
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.index.layout import SCALED, SPILL
 from ooc.stores import Store
-from ooc.types import METRICS, CopyDtype, CopyVectors, Metric, OnBad, PathOrStr, Spill, StoreLike
+from ooc.stores.keys import keys_of_rows, open_keys
+from ooc.types import METRICS, CopyDtype, CopyVectors, KeysLike, Metric, OnBad, PathOrStr, Spill, StoreLike
 from ooc.units import DEFAULT_MEMORY, format_bytes, parse_bytes
 
 __all__ = [
@@ -108,6 +109,8 @@ class Plan:
         Rows, or queries, whose true neighbours are found while filling, by which recall is measured.
     queries : str
         Fingerprint of the queries by which recall is measured; empty where rows of the store are.
+    keys : str
+        Fingerprint of the keys of the rows; empty where they have none.
     overlapped : bool
         Whether most of the sample is read while training goes on.
     chosen : bool
@@ -146,6 +149,7 @@ class Plan:
     copy_dtype: CopyDtype = "store"
     witnesses: int = 0
     queries: str = ""
+    keys: str = ""
     overlapped: bool = False
     chosen: bool = False
     compared: tuple[Compared, ...] = ()
@@ -162,7 +166,8 @@ class Plan:
         reused = {"template": self.template} if self.template else {}
         asked = {"queries": self.queries} if self.queries else {}
         copied = {"copy_dtype": self.copy_dtype} if self.copy_dtype != "store" else {}
-        return {key: getattr(self, key) for key in _IDENTITY} | reused | asked | copied
+        keyed = {"keys": self.keys} if self.keys else {}
+        return {key: getattr(self, key) for key in _IDENTITY} | reused | asked | copied | keyed
 
     @property
     def features(self) -> frozenset[str]:
@@ -239,6 +244,7 @@ class Options:
     on_bad: OnBad = "stop"
     template: PathOrStr | None = None
     queries: StoreLike | None = None
+    keys: KeysLike | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -283,6 +289,11 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
     given = None
     if options.queries is not None:
         given = read_queries(options.queries, d=opened.d, metric=options.metric, count=most_witnesses(n))
+    keys, key_bytes = "", 0
+    if options.keys is not None:
+        source = keys_of_rows(open_keys(options.keys), 0, n, opened.n)
+        keys, key_bytes = source.fingerprint()
+        key_bytes += n * (12 if source.kind == "int64" else 20)
     compared: tuple[Compared, ...] = ()
     code = options.factory
     if code is None:
@@ -337,11 +348,12 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
         block_rows=block_rows,
         shard_rows=shard_rows,
         memory_by_stage=memory,
-        index_bytes=sizes.on_disk(copy_dtype if copies else None),
+        index_bytes=sizes.on_disk(copy_dtype if copies else None) | ({"keys": key_bytes} if keys else {}),
         scratch_bytes=sizes.scratch(),
         template="" if reused is None else reused.digest,
         witnesses=sizes.witnesses if given is None else len(given),
         queries="" if given is None else fingerprint(given),
+        keys=keys,
         overlapped=overlapped,
         chosen=options.factory is None,
         compared=compared,

@@ -104,6 +104,7 @@ def _index(info: Mapping[str, Any]) -> list[str]:
                 ("generation", f"{info['generation']}, format {info['format_version']}"),
                 ("store", f"{store['uri'] or 'array in memory'} ({store['format']}, {mapped}){reach}"),
                 *_copy(info),
+                *_keys(info),
                 ("search default", f"nprobe {defaults['nprobe']}, rerank {defaults['rerank']}"),
             ]
         ),
@@ -119,6 +120,15 @@ def _copy(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("own rows", "a copy in the store's dtype")]
     error = 100 * info["segments"][0]["copy_error"]
     return [("own rows", f"{plan['copy_dtype']} copy, relative error {error:.2g} %")]
+
+
+def _keys(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the keys of the rows are, where they have some."""
+    keys = info["keys"]
+    if keys is None:
+        return []
+    kind = "strings" if keys["kind"] == "str" else "whole numbers"
+    return [("keys", f"{kind}, {format_bytes(keys['bytes'])}")]
 
 
 def _lists(sizes: Mapping[str, Any], width: int) -> list[str]:

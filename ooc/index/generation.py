@@ -57,6 +57,10 @@ class Part:
     own : str, optional
         The segment in whose directory the index keeps these rows (and ids) itself.
     origin : Origin
+    keyed : str, optional
+        The segment in whose directory the keys of these rows are; None where they have none.
+    id_stop : int
+        One more than the largest id of a part whose ids are in a file.
     """
 
     first_row: int
@@ -64,6 +68,13 @@ class Part:
     first_id: int | None
     own: str | None
     origin: Origin
+    keyed: str | None = None
+    id_stop: int = 0
+
+    @property
+    def id_end(self) -> int:
+        """One more than the largest id."""
+        return self.id_stop if self.first_id is None else self.first_id + self.rows
 
     @property
     def stop_row(self) -> int:
@@ -125,7 +136,23 @@ class Generation:
     @property
     def id_end(self) -> int:
         """One more than the largest id."""
-        return max(part.first_id + part.rows for part in self.parts if part.first_id is not None)
+        return max(part.id_end for part in self.parts)
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the rows have keys."""
+        return self.parts[0].keyed is not None
+
+    @property
+    def directories(self) -> frozenset[str]:
+        """The segments whose files it needs: lists, or vectors, ids and keys."""
+        return frozenset(entry.name for entry in self.segments) | self.holding_rows
+
+    @property
+    def holding_rows(self) -> frozenset[str]:
+        """The segments of which it needs vectors, ids or keys."""
+        names = (name for part in self.parts for name in (part.own, part.keyed))
+        return frozenset(name for name in names if name is not None)
 
     @property
     def rows(self) -> int:
@@ -171,13 +198,16 @@ class Generation:
         for part in parts:
             if part.first_row != at or part.rows < 1 or (part.first_id is None and part.own is None):
                 raise ValueError(f"part {part}")
+            names = [name for name in (part.own, part.keyed) if name is not None]
+            if (part.keyed is None) != (parts[0].keyed is None) or not all(map(_is_name, names)):
+                raise ValueError(f"part {part}")
             at = part.stop_row
         segments = tuple(
             Entry(**{"first_row": 0, "stop_row": at, **_known(Entry, entry)}) for entry in record["segments"]
         )
         before = 0
         for one in segments:
-            if not (one.name.isalnum() and one.name.isascii()):
+            if not _is_name(one.name):
                 raise ValueError(f"segment {one.name!r}")
             if not before <= one.first_row <= one.stop_row <= at or not 0 <= one.dead <= one.rows:
                 raise ValueError(f"segment {one}")
@@ -188,6 +218,11 @@ class Generation:
         if dead is not None and "/" in str(dead["file"]):
             raise ValueError(f"dead rows in {dead['file']!r}")
         return cls(number=number, record=record, segments=segments, parts=parts, dead_file=dead)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a segment may be called so."""
+    return name.isalnum() and name.isascii()
 
 
 def _known(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,6 +239,7 @@ def _only_part(record: Mapping[str, Any]) -> dict[str, Any]:
         "rows": plan["n"],
         "first_id": 0,
         "own": record["segments"][0]["name"] if plan["copy_vectors"] else None,
+        "keyed": record["segments"][0]["name"] if plan.get("keys") else None,
         "origin": {
             "uri": store["uri"],
             "format": store["format"],

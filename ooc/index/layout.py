@@ -6,6 +6,7 @@
       lock                     one publisher at a time; fillers have leases of their shards
       template/                template.faiss  centroids.npy  spread.npy  train.json
       segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  [scales.npy]
+                               [keys.npy, or keys.utf8  key_offsets.npy]  [key_hashes.npy  key_rows.npy]
                                blocks.xxh3  segment.json
       generations/<n>.json     segments, store, plan, order of the lists, recall by setting
       [generations/<n>.sketch.faiss]   by which many lists are found
@@ -258,6 +259,11 @@ class BuildLayout:
         return self.root / "calibration.json"
 
     @property
+    def keys(self) -> Path:
+        """That the keys of the rows are there, whole."""
+        return self.root / "keys.json"
+
+    @property
     def shards(self) -> Path:
         return self.place / "shards"
 
@@ -318,9 +324,40 @@ class SegmentLayout:
         return self.root / "scales.npy"
 
     @property
+    def keys(self) -> Path:
+        """The key of each of its rows, where keys are whole numbers."""
+        return self.root / "keys.npy"
+
+    @property
+    def key_text(self) -> Path:
+        """The keys of its rows, one after another, where they are strings."""
+        return self.root / "keys.utf8"
+
+    @property
+    def key_offsets(self) -> Path:
+        """Where each of these strings begins."""
+        return self.root / "key_offsets.npy"
+
+    @property
+    def key_hashes(self) -> Path:
+        """Hashes of keys, ascending: by which a key is found."""
+        return self.root / "key_hashes.npy"
+
+    @property
+    def key_rows(self) -> Path:
+        """The row of each of these hashes."""
+        return self.root / "key_rows.npy"
+
+    @property
     def checksums(self) -> Path:
         return self.root / "blocks.xxh3"
 
     @property
     def record(self) -> Path:
         return self.root / "segment.json"
+
+    @property
+    def of_rows(self) -> frozenset[Path]:
+        """What is of its rows and not of its lists, and what tells of it."""
+        keys = (self.keys, self.key_text, self.key_offsets, self.key_hashes, self.key_rows)
+        return frozenset((self.vectors, self.scales, self.ids, *keys, self.checksums, self.record))

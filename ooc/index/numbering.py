@@ -59,6 +59,7 @@ class Numbering:
         # Both ascend: ids are given in the order of the rows.
         self._first_ids = np.array([part.first_id for part in counted], np.int64)
         self._first_rows = np.array([part.first_row for part in counted], np.int64)
+        self._end_ids = np.array([part.id_end for part in counted], np.int64)
 
     def ids(self, rows: IntArray) -> IntArray:
         """The ids of ``rows`` (int64, any shape); -1 stays."""
@@ -79,7 +80,9 @@ class Numbering:
         flat = ids.reshape(-1)
         which = np.searchsorted(self._first_ids, flat, side="right") - 1
         found = flat - self._first_ids[which] + self._first_rows[which]
-        found = np.where(self._dead.contains(found), -1, found)
+        # Ids between two parts are new ones of an upsert: its file has them.
+        found[flat >= self._end_ids[which]] = -1
+        found[(found >= 0) & self._dead.contains(np.maximum(found, 0))] = -1
         for part in self._listed:
             listed = self._ids_of(part)
             at = np.minimum(np.searchsorted(listed, flat), part.rows - 1)

@@ -29,7 +29,10 @@ __all__ = ["Segment", "Segments", "open_vectors", "read_checksums", "read_ids", 
 _Part: TypeAlias = Literal["all", "codes", "ids"]
 
 #: What may lie in the directory of a segment besides its record.
-_FILES = ("index.faiss", "sizes.npy", "lists.ivfdata", "ids.npy", "vectors.npy", "scales.npy", "blocks.xxh3")
+_FILES = (
+    "index.faiss", "sizes.npy", "lists.ivfdata", "ids.npy", "vectors.npy", "scales.npy", "blocks.xxh3",
+    "keys.npy", "keys.utf8", "key_offsets.npy", "key_hashes.npy", "key_rows.npy",
+)  # fmt: skip
 
 #: Ids of lists that are looked at together.
 _IDS_BYTES = 16 * 1024 * 1024

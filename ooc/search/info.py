@@ -42,6 +42,7 @@ def figures(layout: Layout, view: Opened) -> dict[str, Any]:
         "zero_rows": record["zero_rows"],
         "dead_rows": sum(entry.dead for entry in generation.segments),
         "ids": generation.id_end,
+        "keys": None if view.keys is None else {"kind": view.keys.kind, "bytes": view.keys.bytes},
         "segments": [
             {
                 "name": entry.name,

@@ -14,6 +14,7 @@ import numpy as np
 from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.generation import Generation
 from ooc.index.layout import Header, Layout
+from ooc.index.live_keys import LiveKeys, no_keys
 from ooc.index.lock import Hold
 from ooc.index.numbering import IdFiles, Numbering
 from ooc.index.order import Order
@@ -24,7 +25,8 @@ from ooc.search.kind import Kind
 from ooc.search.promise import Choice, Promise
 from ooc.search.source import Source
 from ooc.search.stages import Stages
-from ooc.types import AnyArray, IntArray, StoreLike
+from ooc.stores.keys import open_keys
+from ooc.types import AnyArray, IntArray, KeysLike, StoreLike
 
 __all__ = ["Opened"]
 
@@ -45,6 +47,8 @@ class Opened:
     numbering : Numbering
         Which row an id is, and which id a row has.
     dead : Dead
+    keys : LiveKeys or None
+        Where rows have some.
     choice : Choice
         Which setting a search takes.
     stages : Stages
@@ -70,6 +74,7 @@ class Opened:
             self._check(header)
             self.dead = self.generation.read_dead(layout)
             self.numbering = Numbering(self.generation, self.dead, IdFiles(layout))
+            self.keys = LiveKeys(layout, self.generation, self.dead) if self.generation.keyed else None
             self.source = Source(layout, self.generation, header.d, moved)
         except BaseException:
             self._hold.close()
@@ -128,6 +133,28 @@ class Opened:
         if (rows < 0).any():
             raise ArgumentError(f"id {array[rows < 0][0]} was deleted", kind="rows")
         return rows
+
+    def named(self, rows: IntArray) -> AnyArray:
+        """The keys of rows (any shape) as a caller gets them; where a row is -1, None, or -1."""
+        return self._keys.of(rows)
+
+    def rows_of_keys(self, keys: KeysLike) -> IntArray:
+        """The live rows of keys ``(m,)``; -1 where none has it.
+
+        Raises
+        ------
+        ArgumentError
+            They are no keys, or rows have none.
+        """
+        held = self._keys
+        found = [held.rows(block) for block in open_keys(keys, held.kind).blocks()]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    @property
+    def _keys(self) -> LiveKeys:
+        if self.keys is None:
+            raise no_keys(self._layout.root)
+        return self.keys
 
     def filter(self, allowed: object) -> Filter:
         """What is allowed, by id."""

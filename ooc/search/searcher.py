@@ -29,7 +29,8 @@ from ooc.search.stream import search_to
 from ooc.search.trace import NOTHING, Explanation, Trace
 from ooc.search.widen import compares_all
 from ooc.stores.base import Store, as_float32
-from ooc.types import AnyArray, FloatArray, IntArray, Metric, PathOrStr, StoreLike
+from ooc.stores.keys import open_keys, shown
+from ooc.types import AnyArray, FloatArray, IntArray, KeyKind, KeysLike, Metric, PathOrStr, StoreLike
 
 __all__ = ["Index", "open_index"]
 
@@ -202,6 +203,7 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
+        return_keys: Literal[False] = False,
         return_vectors: Literal[False] = False,
     ) -> tuple[FloatArray, IntArray]: ...
 
@@ -215,8 +217,37 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
+        return_keys: Literal[False] = False,
         return_vectors: Literal[True],
     ) -> tuple[FloatArray, IntArray, FloatArray]: ...
+
+    @overload
+    def search(
+        self,
+        xq: AnyArray,
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filter: object | None = None,
+        return_keys: Literal[True],
+        return_vectors: Literal[False] = False,
+    ) -> tuple[FloatArray, IntArray, AnyArray]: ...
+
+    @overload
+    def search(
+        self,
+        xq: AnyArray,
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filter: object | None = None,
+        return_keys: Literal[True],
+        return_vectors: Literal[True],
+    ) -> tuple[FloatArray, IntArray, AnyArray, FloatArray]: ...
 
     def search(
         self,
@@ -227,8 +258,9 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
+        return_keys: bool = False,
         return_vectors: bool = False,
-    ) -> tuple[FloatArray, IntArray] | tuple[FloatArray, IntArray, FloatArray]:
+    ) -> tuple[AnyArray, ...]:
         """The ``k`` nearest rows of each query, of those that a filter allows.
 
         Parameters
@@ -254,7 +286,8 @@ class Index:
             roaring bitmap; or what ``filter`` made of one of these. As many as ``k`` are found wherever
             so many are allowed: more lists are probed than ``nprobe``, and few allowed rows are all
             compared. See ``ooc help filters``.
-
+        return_keys : bool
+            Also give the keys of the rows that were found.
         return_vectors : bool
             Also give the vectors that were found.
 
@@ -265,6 +298,8 @@ class Index:
             no row: infinity (``l2``) or minus infinity.
         ids : (nq, k) int64
             Ties are in the order of the ids. -1 where there is no row.
+        keys : (nq, k) int64 or object, with ``return_keys``
+            Whole numbers, or ``str``. Where there is no row: -1, or None.
         vectors : (nq, k, d) float32, with ``return_vectors``
             As they are in the store; NaN where there is no row.
 
@@ -280,10 +315,13 @@ class Index:
         """
         view = self._view()
         found, ids, _ = self._search(view, xq, k, recall, nprobe, rerank, filter, NOTHING)
+        if not return_keys and not return_vectors:
+            return found, ids
+        rows = np.where(ids < 0, -1, view.numbering.rows(np.maximum(ids, 0)))
+        more = [view.named(rows)] if return_keys else []
         if return_vectors:
-            rows = np.where(ids < 0, -1, view.numbering.rows(np.maximum(ids, 0)))
-            return found, ids, vectors(rows, view.source.rows(), budget=self._budget)
-        return found, ids
+            more.append(vectors(rows, view.source.rows(), budget=self._budget))
+        return found, ids, *more
 
     def explain(
         self,
@@ -477,18 +515,78 @@ class Index:
             return lims, np.empty(0, np.float32), np.empty(0, np.int64)
         return lims, np.concatenate([d for d, _ in parts]), np.concatenate([i for _, i in parts])
 
-    def reconstruct(self, ids: IntArray) -> FloatArray:
-        """The vectors of the given ids, ``(m, d)`` float32, as they are in the store.
+    def reconstruct(self, ids: IntArray | None = None, *, keys: KeysLike | None = None) -> FloatArray:
+        """The vectors of the given ids, or of the rows of keys, ``(m, d)`` float32, as they are in the store.
 
         Raises
         ------
         ArgumentError
-            An id is not in the index, or its row was deleted.
+            An id is not in the index, or its row was deleted; no row has a key.
         StoreError
             The store is gone.
         """
         view = self._view()
-        return as_float32(view.source.rows().take(view.rows_of(ids)))
+        if (ids is None) == (keys is None):
+            raise ArgumentError("reconstruct takes ids, or keys=", kind="rows")
+        if keys is not None:
+            rows = view.rows_of_keys(keys)
+            if (rows < 0).any():
+                at = int(np.flatnonzero(rows < 0)[0])
+                raise ArgumentError(
+                    f"no row has key {shown(open_keys(keys).all(), at)}",
+                    kind="keys",
+                    hint="`ids_of` tells which keys are there.",
+                )
+        else:
+            rows = view.rows_of(np.asarray(ids))
+        return as_float32(view.source.rows().take(rows))
+
+    @property
+    def key_kind(self) -> KeyKind | None:
+        """What keys are: ``"int64"`` or ``"str"``; None where rows have none."""
+        keys = self._view().keys
+        return None if keys is None else keys.kind
+
+    def keys(self, ids: AnyArray) -> AnyArray:
+        """The keys of ids.
+
+        Parameters
+        ----------
+        ids : integers, any shape
+            As ``search`` gives them: -1 among them stands for no row.
+
+        Returns
+        -------
+        array of that shape
+            int64, or objects that are ``str``. Where the id is -1: -1, or None.
+
+        Raises
+        ------
+        ArgumentError
+            Rows have no keys; an id was never given, or its row was deleted.
+        """
+        view, array = self._view(), np.asarray(ids)
+        flat = array.reshape(-1)
+        rows = np.full(len(flat), -1, np.int64)
+        there = flat != -1
+        rows[there] = view.rows_of(flat[there])
+        return view.named(rows.reshape(array.shape))
+
+    def ids_of(self, keys: KeysLike) -> IntArray:
+        """The ids of keys, ``(m,)`` int64; -1 where no row has it, or none any more.
+
+        Parameters
+        ----------
+        keys : array, list or file
+            As for ``ooc.build``.
+
+        Raises
+        ------
+        ArgumentError
+            Rows have no keys, or these are of another kind.
+        """
+        view = self._view()
+        return view.numbering.ids(view.rows_of_keys(keys))
 
     def rows(self, *, original: bool = False) -> Store:
         """Where exact distances are taken from: the index's own rows, where it keeps any, else the store.

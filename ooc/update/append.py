@@ -10,25 +10,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ooc.build.begun import begin, begun, forget
 from ooc.build.fill import fill
+from ooc.build.keys import keep_keys, kept_keys
 from ooc.build.merge import merge
 from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.train import published_template
 from ooc.build.work import Work
 from ooc.durable import read_json
-from ooc.errors import ArgumentError, ConflictError
+from ooc.errors import ArgumentError, ConflictError, DataError
 from ooc.events import Note, Observer
 from ooc.index.generation import Entry, Origin, Part
 from ooc.index.layout import Layout
+from ooc.index.live_keys import LiveKeys, no_keys
 from ooc.index.lock import publisher
 from ooc.stores import Store, open_store
+from ooc.stores.keys import KeyBlock, KeySource, keys_of_rows, open_keys, shown
 from ooc.stores.picked import PickedStore, RangeStore
-from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, OnBad, PathOrStr, StoreLike
+from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, KeysLike, OnBad, PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
 from ooc.update.publish import Live, Next, live, take_back
 
@@ -39,6 +43,7 @@ def append(
     index: PathOrStr,
     store: StoreLike,
     *,
+    keys: KeysLike | None = None,
     memory: int | str = DEFAULT_MEMORY,
     threads: int | None = None,
     copy_vectors: CopyVectors = "auto",
@@ -55,8 +60,13 @@ def append(
             before = live(layout)
             _see_width(before, opened)
             first = _known_rows(before, opened)
+            _see_keyed(before, given=keys is not None)
             if first == opened.n:
                 return run.nothing_new(before, opened)
+            source = None
+            if keys is not None and before.keys is not None:
+                source = keys_of_rows(open_keys(keys, before.keys.kind), first, opened.n, opened.n)
+                _see_new(before, before.keys, source)
             options = Options(
                 memory=memory,
                 threads=threads,
@@ -66,6 +76,7 @@ def append(
                 on_bad=on_bad,
                 spill="on" if before.header.lists_per_row > 1 else "off",
                 template=layout.root,
+                keys=source,
             )
             rows = RangeStore(opened, first, opened.n)
             origin = Origin(
@@ -81,34 +92,37 @@ def append(
 
 def upsert(
     index: PathOrStr,
-    ids: AnyArray,
+    ids: AnyArray | None,
     vectors: StoreLike,
     *,
+    keys: KeysLike | None = None,
     memory: int | str = DEFAULT_MEMORY,
     threads: int | None = None,
     copy_dtype: CopyDtype = "store",
     observer: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Give ids other vectors; see ``ooc.upsert``."""
+    """Give ids, or the rows of keys, other vectors; see ``ooc.upsert``."""
     layout = Layout.of(index)
+    see_one_of(ids, keys)
     with open_store(vectors) as opened:
         run = _Run("upsert", layout, observer, stop)
         with publisher(layout.lock):
             before = live(layout)
             _see_width(before, opened)
-            wanted = checked_ids(ids, before.generation.id_end)
-            if len(wanted) != opened.n:
-                raise ArgumentError(f"there are {len(wanted)} ids and {opened.n} vectors", kind="ids")
-            order = np.argsort(wanted, kind="stable")
-            wanted = wanted[order]
-            if (wanted[1:] == wanted[:-1]).any():
-                twice = wanted[1:][wanted[1:] == wanted[:-1]][0]
+            if keys is None:
+                named = _by_id(before, np.asarray(ids))
+            else:
+                named = _by_key(before, keys)
+            if len(named.ids) != opened.n:
                 raise ArgumentError(
-                    f"id {twice} is given twice",
-                    kind="ids",
-                    hint="Leave out all but the vector that it shall have.",
+                    f"there are {len(named.ids)} {named.word}s and {opened.n} vectors", kind=f"{named.word}s"
                 )
+            order = np.argsort(named.ids, kind="stable")
+            wanted = named.ids[order]
+            source = None
+            if named.keys is not None:
+                source = KeySource.of(named.keys[order], "the keys")
             options = Options(
                 memory=memory,
                 threads=threads,
@@ -118,12 +132,77 @@ def upsert(
                 copy_dtype=copy_dtype,
                 spill="on" if before.header.lists_per_row > 1 else "off",
                 template=layout.root,
+                keys=source,
             )
             picked = PickedStore(opened, order)
             origin = Origin(
                 uri="", format=opened.format, mapped=False, fingerprint=picked.fingerprint(), n=picked.n
             )
             return run.add(before, picked, options, origin, wanted)
+
+
+def see_one_of(ids: object, keys: object) -> None:
+    """See that rows are named by one of the two.
+
+    Raises
+    ------
+    ArgumentError
+        By none, or by both.
+    """
+    if (ids is None) == (keys is None):
+        how = "by neither ids nor keys" if ids is None else "by ids and by keys"
+        raise ArgumentError(f"rows are named {how}", kind="ids", hint="Give one of the two.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """The rows of an upsert as somebody names them, ``word`` by word: their ids, and keys where they have some."""
+
+    word: str
+    ids: IntArray
+    keys: KeyBlock | None
+
+
+def _by_id(before: Live, ids: AnyArray) -> _Named:
+    wanted = checked_ids(ids, before.generation.id_end)
+    ascending = np.sort(wanted)
+    twice = ascending[1:][ascending[1:] == ascending[:-1]]
+    if len(twice):
+        raise ArgumentError(
+            f"id {twice[0]} is given twice",
+            kind="ids",
+            hint="Leave out all but the vector that it shall have.",
+        )
+    if before.keys is None:
+        return _Named(word="id", ids=wanted, keys=None)
+    rows = before.numbering.rows(wanted)
+    if (rows < 0).any():
+        raise ArgumentError(
+            f"id {wanted[rows < 0][0]} was deleted, and its key with it",
+            kind="ids",
+            hint="Name the row by the key that it shall have: keys=, `ooc upsert INDEX --keys KEYS STORE`.",
+        )
+    return _Named(word="id", ids=wanted, keys=before.keys.take(rows))
+
+
+def _by_key(before: Live, keys: KeysLike) -> _Named:
+    """Known keys keep their ids; those that no live row has get new ones, in the order given."""
+    live_keys = before.keys
+    if live_keys is None:
+        raise no_keys(before.layout.root)
+    block = open_keys(keys, live_keys.kind).all()
+    ids = before.numbering.ids(live_keys.rows(block))
+    order = np.argsort(ids, kind="stable")
+    twice = np.flatnonzero((ids[order][1:] == ids[order][:-1]) & (ids[order][1:] >= 0))
+    if len(twice):
+        raise DataError(
+            f"key {shown(block, int(order[twice[0]]))} is given twice",
+            kind="duplicate-key",
+            hint="Leave out all but the vector that its row shall have.",
+        )
+    unknown = np.flatnonzero(ids < 0)
+    ids[unknown] = before.generation.id_end + np.arange(len(unknown))
+    return _Named(word="key", ids=ids, keys=block)
 
 
 def checked_ids(ids: AnyArray, end: int) -> IntArray:
@@ -147,6 +226,33 @@ def checked_ids(ids: AnyArray, end: int) -> IntArray:
             hint="New vectors get their ids from `ooc append`.",
         )
     return array.astype(np.int64)
+
+
+def _see_keyed(before: Live, *, given: bool) -> None:
+    """See that rows come with keys if and only if those of the index have some."""
+    if given and not before.generation.keyed:
+        raise no_keys(before.layout.root)
+    if before.generation.keyed and not given:
+        raise ArgumentError(
+            f"the rows of {before.layout.root} have keys, and none are given for these",
+            kind="keys",
+            hint="Give a key for each: keys=, `ooc append INDEX STORE --keys KEYS`.",
+        )
+
+
+def _see_new(before: Live, live_keys: LiveKeys, source: KeySource) -> None:
+    """See that no live row has any of the keys."""
+    for block in source.blocks():
+        rows = live_keys.rows(block)
+        known = np.flatnonzero(rows >= 0)
+        if len(known):
+            at = known[:1]
+            raise DataError(
+                f"key {shown(block, int(at[0]))} of {source.where} is in the index already: "
+                f"id {before.numbering.ids(rows[at])[0]} has it",
+                kind="duplicate-key",
+                hint="Replace such rows with `ooc upsert INDEX --keys KEYS STORE`, or leave them out.",
+            )
 
 
 def _see_width(before: Live, store: Store) -> None:
@@ -212,12 +318,24 @@ class _Run(Work):
         try:
             with self.at_work(plan, there.build.status):
                 made = Next(before)
-                first_row, first_id = made.row_end, made.id_end
+                first_row, next_id = made.row_end, made.id_end
+                first_id: int | None = next_id
                 template = published_template(layout, plan.metric)
                 watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
+                if options.keys is not None:
+                    keep_keys(open_keys(options.keys), plan, there.build, stop=self._stop)
                 shards = fill(rows, plan, template, there.build, **watched)
                 segment = there.build.segment
-                merge(shards, plan, template.codec, segment, first_row=first_row, ids=ids, **watched)
+                merge(
+                    shards,
+                    plan,
+                    template.codec,
+                    segment,
+                    first_row=first_row,
+                    ids=ids,
+                    keys=kept_keys(plan, there.build),
+                    **watched,
+                )
                 record = read_json(segment.record, what="the segment's record")
                 name, end = made.segment_name, first_row + plan.n
                 made.add_segment(
@@ -227,20 +345,24 @@ class _Run(Work):
                     Part(
                         first_row=first_row,
                         rows=plan.n,
-                        first_id=first_id if ids is None else None,
+                        first_id=next_id if ids is None else None,
                         own=name if plan.copy_vectors else None,
                         origin=origin,
+                        keyed=name if plan.keys else None,
+                        id_stop=0 if ids is None else int(ids[-1]) + 1,
                     )
                 )
+                replaced: dict[str, Any] = {}
                 if ids is not None:
                     old = before.numbering.rows(ids)
                     made.bury(old[old >= 0])
+                    fresh = ids[ids >= before.generation.id_end]
+                    first_id = int(fresh[0]) if len(fresh) else None
+                    replaced = {"replaced": int((old >= 0).sum())}
                 made.count(skipped_rows=record["skipped_rows"], zero_rows=record["zero_rows"])
                 published = made.publish({**self.report(plan), "operation": operation})
-                figures = self._figures(
-                    published, added=record["rows"], first_id=first_id if ids is None else None
-                )
-                figures = self.finish(figures)
+                figures = self._figures(published, added=record["rows"], first_id=first_id)
+                figures = self.finish({**figures, **replaced})
         except BaseException:
             if not any(there.build.shards.glob("*.json")):
                 with contextlib.suppress(OSError):

@@ -98,7 +98,7 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> int:
     records = layout.generation(0).parent
     staying: set[Path] = set()
     lists: set[str] = set()
-    own: set[str] = set()
+    rows: set[str] = set()
     for number in kept:
         one = Generation.read(layout, number)
         staying |= {layout.generation(number), layout.report(number), layout.sketch(number)}
@@ -108,17 +108,16 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> int:
         if one.dead_file is not None:
             staying.add(records / one.dead_file["file"])
         lists |= {entry.name for entry in one.segments}
-        own |= {part.own for part in one.parts if part.own is not None}
+        rows |= one.holding_rows
     # Records first: a generation whose files are gone is not there.
     freed = remove_files([layout.generation(number) for number in gone])
     freed += remove_files([path for path in records.glob("*") if path not in staying])
     for directory in sorted(layout.segment("s0").root.parent.glob("*")):
         if directory.name in lists:
             freed += remove_files(directory.glob(".*.partial"))
-        elif directory.name in own:  # rows, but not the lists
+        elif directory.name in rows:  # vectors or keys, but not the lists
             place = layout.segment(directory.name)
-            rows = {place.vectors, place.scales, place.ids, place.checksums, place.record}
-            freed += remove_files([path for path in directory.glob("*") if path not in rows])
+            freed += remove_files([path for path in directory.glob("*") if path not in place.of_rows])
         else:
             freed += sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
             remove_tree(directory)

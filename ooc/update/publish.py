@@ -17,6 +17,7 @@ from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.generation import Entry, Generation, Part
 from ooc.index.layout import Header, Layout, SegmentLayout
+from ooc.index.live_keys import LiveKeys
 from ooc.index.numbering import IdFiles, Numbering
 from ooc.index.segment import Segments
 from ooc.types import IntArray
@@ -37,6 +38,11 @@ class Live:
     def numbering(self) -> Numbering:
         """Which row an id is."""
         return Numbering(self.generation, self.dead, IdFiles(self.layout))
+
+    @property
+    def keys(self) -> LiveKeys | None:
+        """The keys of the rows, where they have some."""
+        return LiveKeys(self.layout, self.generation, self.dead) if self.generation.keyed else None
 
 
 def live(layout: Layout) -> Live:
@@ -66,7 +72,10 @@ def numbers(layout: Layout) -> list[int]:
 
 def take_back(layout: Layout, digest: str, place: SegmentLayout) -> None:
     """Move a segment that an interrupted change put in its place, but did not publish, back."""
-    named = {entry.name for number in numbers(layout) for entry in Generation.read(layout, number).segments}
+    named: set[str] = set()
+    for number in numbers(layout):
+        one = Generation.read(layout, number)
+        named |= one.directories
     for path in sorted(layout.segment("s0").root.parent.glob("*")):
         record = layout.segment(path.name).record
         if path.name in named or not record.exists() or place.root.exists():
@@ -119,7 +128,7 @@ class Next:
     @property
     def id_end(self) -> int:
         """The next id."""
-        return max(part.first_id + part.rows for part in self.parts if part.first_id is not None)
+        return max(part.id_end for part in self.parts)
 
     def set(self, **entries: Any) -> Self:
         """Other entries of the record than those of the generation before."""

@@ -46,6 +46,7 @@ __all__ = [
     "remove_tree",
     "rename",
     "sync_directory",
+    "sync_tree",
     "translated",
     "write_array",
     "write_bytes",
@@ -311,6 +312,19 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def sync_tree(path: Path) -> None:
+    """Make durable what another library wrote below a directory."""
+    with translated(path, "writing"):
+        for directory, _, names in os.walk(path, topdown=False):
+            for name in names:
+                fd = os.open(Path(directory, name), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            sync_directory(Path(directory))
 
 
 def rename(source: Path, target: Path) -> None:

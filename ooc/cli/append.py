@@ -8,6 +8,7 @@ from typing import Any
 from ooc.cli.options import (
     add_copies,
     add_json,
+    add_keys,
     add_memory,
     add_on_bad,
     add_progress,
@@ -25,6 +26,7 @@ HELP = "add rows to an index; run again after an interruption, it goes on"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", help="directory of the index")
     parser.add_argument("store", metavar="STORE", help="vectors: PATH, PATH::/dataset, a pattern, or a URL")
+    add_keys(parser, "a key for each new row, or for each of STORE, where rows of INDEX have keys")
     add_memory(parser)
     add_threads(parser)
     add_copies(parser)
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         figures = append(
             args.index,
             args.store,
+            keys=args.keys,
             memory=args.memory,
             threads=args.threads,
             copy_vectors=args.copy_vectors,

@@ -19,6 +19,7 @@ __all__ = [
     "add_copies",
     "add_copy_dtype",
     "add_json",
+    "add_keys",
     "add_memory",
     "add_metric",
     "add_on_bad",
@@ -139,6 +140,13 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="queries of the kind that will be asked, by which recall is measured: any store "
         "(default: rows of STORE)",
     )
+    add_keys(parser, "a key for each row, each once")
+
+
+def add_keys(parser: argparse.ArgumentParser, about: str) -> None:
+    """``--keys``."""
+    forms = "a text file (a key a line), .npy, PATH::column of Parquet or Arrow, PATH::/name in HDF5 or Zarr"
+    parser.add_argument("--keys", metavar="KEYS", help=f"{about}: {forms}")
 
 
 def add_scratch(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +173,7 @@ def plan_options(args: argparse.Namespace) -> dict[str, Any]:
         "on_bad",
         "template",
         "queries",
+        "keys",
     )
     return {name: getattr(args, name) for name in names}
 

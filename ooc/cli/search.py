@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ooc.cli.options import add_json, add_progress, print_json, watching
 from ooc.cli.signals import stop_on_signals
@@ -20,7 +20,10 @@ from ooc.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from ooc.search.searcher import Index
-    from ooc.types import FloatArray, IntArray
+    from ooc.types import AnyArray, FloatArray, IntArray
+
+    #: The first query's number; distances, ids and, where rows have some, keys.
+    _Found: TypeAlias = tuple[int, FloatArray, IntArray, AnyArray | None]
 
 HELP = "search an index with the queries of a store"
 
@@ -180,31 +183,44 @@ def _explain(args: argparse.Namespace, index: Index) -> int:
     return 0
 
 
-def _print_table(found: Iterator[tuple[int, FloatArray, IntArray]]) -> None:
+def _print_table(found: Iterator[_Found]) -> None:
     """A line a hit, with its query: good to read and to cut into columns."""
-    for start, distances, ids in found:
+    for start, distances, ids, keys in found:
+        named = [] if keys is None else [[_shown(key) for key in line] for line in keys.tolist()]
         rows = [
-            (str(query), str(rank), str(hit), f"{distance:.6g}")
-            for query, (line, hits) in enumerate(
-                zip(distances.tolist(), ids.tolist(), strict=True), start=start
+            (str(query), str(rank + 1), str(hit), *([named[line][rank]] if named else ()), f"{distance:.6g}")
+            for line, (query, near, hits) in enumerate(
+                zip(range(start, start + len(ids)), distances.tolist(), ids.tolist(), strict=True)
             )
-            for rank, (distance, hit) in enumerate(zip(line, hits, strict=True), start=1)
+            for rank, (distance, hit) in enumerate(zip(near, hits, strict=True))
             if hit >= 0
         ]
-        header = [("query", "rank", "id", "distance")] if start == 0 else []
-        print_lines(aligned([*header, *rows], right=(0, 1, 2, 3)))
+        head = ("query", "rank", "id", *(("key",) if named else ()), "distance")
+        header = [head] if start == 0 else []
+        print_lines(aligned([*header, *rows], right=range(len(head))))
 
 
-def _print_json(settings: dict[str, Any], found: Iterator[tuple[int, FloatArray, IntArray]]) -> None:
+def _shown(key: object) -> str:
+    """A key on one line."""
+    text = str(key)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _print_json(settings: dict[str, Any], found: Iterator[_Found]) -> None:
     """One document. It is kept aside until it is whole: an error must not leave half of one on stdout."""
     begin = json.dumps(settings).removesuffix("}") + ', "results": [\n'
     with tempfile.SpooledTemporaryFile(_KEPT_BYTES, mode="w+") as document:
-        for start, distances, ids in found:
-            for query, (line, hits) in enumerate(zip(distances, ids.tolist(), strict=True), start=start):
+        for start, distances, ids, keys in found:
+            for i, (line, hits) in enumerate(zip(distances, ids.tolist(), strict=True)):
                 # The shortest digits that give the same float32; where there is no hit, no distance.
                 short = [float(str(value)) for value in line]
                 shown = [value if math.isfinite(value) else None for value in short]
-                document.write(f"{begin}{json.dumps({'query': query, 'ids': hits, 'distances': shown})}")
+                result: dict[str, Any] = {"query": start + i, "ids": hits, "distances": shown}
+                if keys is not None:
+                    result["keys"] = [
+                        None if hit < 0 else key for hit, key in zip(hits, keys[i].tolist(), strict=True)
+                    ]
+                document.write(f"{begin}{json.dumps(result)}")
                 begin = ",\n"
         document.write("\n]}\n")
         document.seek(0)

@@ -14,7 +14,7 @@ from ooc.errors import ArgumentError, DataError, StoreError
 from ooc.search.hit_writer import HitWriter
 from ooc.search.hits import SUFFIXES as HIT_SUFFIXES
 from ooc.search.hits import check_out, open_hits
-from ooc.types import AnyArray, FloatArray, IntArray, PathOrStr
+from ooc.types import AnyArray, IntArray, PathOrStr
 
 __all__ = ["SUFFIXES", "check_neighbours", "open_neighbours", "read_neighbours"]
 
@@ -36,8 +36,9 @@ class _Ids(HitWriter):
             header = {"descr": "<i8", "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(_Header(self._file), header)
 
-    def _write(self, distances: FloatArray, ids: IntArray) -> None:
+    def _write(self, columns: Mapping[str, AnyArray]) -> None:
         assert self._file is not None
+        ids = columns["ids"]
         if self.path.suffix.lower() == ".npy":
             self._file.write(np.ascontiguousarray(ids, "<i8"))
             return

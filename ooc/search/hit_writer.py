@@ -14,10 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from ooc.durable import partial_name, remove_tree, rename, translated
-from ooc.errors import ResourceError
+from ooc.errors import ConflictError, ResourceError
 from ooc.stores.write import lock_for_writing, remove_unlocked
-from ooc.types import FloatArray, IntArray
+from ooc.types import AnyArray, FloatArray, IntArray
 from ooc.units import format_bytes
 
 __all__ = ["HitWriter"]
@@ -33,19 +35,32 @@ class HitWriter(ABC):
     shape : (nq, k)
     settings : mapping
         JSON-ready; kept with the results.
+    keys : dtype, optional
+        Of keys that are written too: int64, or fixed-width bytes, as many as the longest key has.
 
     Attributes
     ----------
+    columns : mapping of str to dtype
+        What is written of each hit.
     n : int
         Queries whose results were written.
     """
 
-    #: Bytes of results that are on disk twice while the file is finished, of the 12 a hit has.
-    twice = 0
+    #: Columns that are on disk twice while the file is finished.
+    twice: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, shape: tuple[int, int], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        settings: Mapping[str, Any],
+        keys: np.dtype[Any] | None = None,
+    ) -> None:
         self.path = path
         self.shape = shape
+        self.columns = {"distances": np.dtype(np.float32), "ids": np.dtype(np.int64)}
+        if keys is not None:
+            self.columns["keys"] = keys
         self.settings = json.dumps(dict(settings))
         self.partial = partial_name(path)
         self.n = 0
@@ -62,7 +77,9 @@ class HitWriter(ABC):
 
     def _see_room(self) -> None:
         """Before the work, not after hours of it."""
-        needed = self.shape[0] * self.shape[1] * (12 + self.twice)
+        sizes = {name: dtype.itemsize for name, dtype in self.columns.items()}
+        twice = sum(sizes.get(name, 0) for name in self.twice)
+        needed = self.shape[0] * self.shape[1] * (sum(sizes.values()) + twice)
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise ResourceError(
@@ -75,14 +92,30 @@ class HitWriter(ABC):
     def _open(self) -> None:
         """Begin the partial file or directory."""
 
-    def write(self, distances: FloatArray, ids: IntArray) -> None:
+    def write(self, distances: FloatArray, ids: IntArray, keys: AnyArray | None = None) -> None:
         """The results of the queries that follow on those of the last call."""
         with translated(self.path, "writing"):
-            self._write(distances, ids)
+            given: tuple[AnyArray, ...] = (distances, ids) if keys is None else (distances, ids, keys)
+            self._write(dict(zip(self.columns, given, strict=True)))
         self.n += len(ids)
 
+    def _as_bytes(self, name: str, values: AnyArray) -> AnyArray:
+        """Values of a column as they lie in a file that has so many bytes for each."""
+        dtype = self.columns[name]
+        if dtype.kind != "S" or values.dtype == dtype:
+            return np.ascontiguousarray(values, dtype=dtype)
+        texts = [b"" if one is None else one.encode() for one in values.reshape(-1).tolist()]
+        if max(map(len, texts), default=0) > dtype.itemsize:
+            raise ConflictError(
+                "the index has longer keys now than when the search began",
+                kind="index-changed",
+                hint="Search again, or with an index that does not follow.",
+            )
+        return np.array(texts, dtype).reshape(values.shape)
+
     @abstractmethod
-    def _write(self, distances: FloatArray, ids: IntArray) -> None: ...
+    def _write(self, columns: Mapping[str, AnyArray]) -> None:
+        """Results of some queries, by column: ``(m, k)`` each; keys that are strings as objects."""
 
     @abstractmethod
     def _finish(self) -> None:

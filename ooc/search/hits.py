@@ -1,5 +1,7 @@
 """Search results into a file, block by block: ``distances`` (float32) and ``ids`` (int64), each (nq, k).
 
+Where rows have keys there are ``keys`` too: int64, or strings, of fixed width in npz and HDF5.
+
 The file, or the directory of a Zarr group, grows under a temporary name and appears under its own when
 it is whole and on the disk. Nothing is compressed: how much room is needed is known before the first
 search, and Zarr and HDF5 results can be memory-mapped like any store.
@@ -7,6 +9,7 @@ search, and Zarr and HDF5 results can be memory-mapped like any store.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -19,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ooc.durable import DurableFile, RowsFile, make_directory, write_json
+from ooc.durable import DurableFile, RowsFile, make_directory, npy_head, sync_tree, write_json
 from ooc.errors import ArgumentError, ConflictError, MissingExtraError
 from ooc.search.hit_writer import HitWriter
 from ooc.stores.write import (
@@ -29,7 +32,7 @@ from ooc.stores.write import (
     existing_parent,
 )
 from ooc.stores.write_arrow import PARQUET_SUFFIXES
-from ooc.types import AnyArray, FloatArray, IntArray, PathOrStr
+from ooc.types import AnyArray, PathOrStr
 
 if TYPE_CHECKING:
     from ooc.stores.write_zarr import ZarrWriter
@@ -41,7 +44,7 @@ SUFFIXES = (".npz", *HDF5_SUFFIXES, *ZARR_SUFFIXES, *PARQUET_SUFFIXES)
 #: ``ids`` under the name that benchmarks of nearest neighbours give it (HDF5 alone has links).
 _ALIAS = "neighbors"
 
-_ARRAYS = ("distances", "ids")
+_ARRAYS = ("distances", "ids", "keys")
 
 
 class _Sink(io.RawIOBase):
@@ -70,37 +73,37 @@ class _Sink(io.RawIOBase):
 
 
 class _Npz(HitWriter):
-    """A zip takes one member at a time: the smaller array waits beside it, in a file without a name."""
+    """A zip takes one member at a time: all but ids wait beside it, in files without a name."""
 
-    twice = 4
-    _scratch: IO[bytes] | None = None
+    twice = ("distances", "keys")
     _file: DurableFile | None = None
 
     def _open(self) -> None:
-        self._scratch = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - closed by _release
+        self._scratch: dict[str, IO[bytes]] = {}
+        for name in self.columns:
+            if name in self.twice:
+                self._scratch[name] = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
         self._file = DurableFile(self.path)
         self._sink = _Sink(self._file)
         self._archive = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_STORED)
-        self._ids = self._member("ids", np.dtype(np.int64))
+        self._ids = self._member("ids")
 
-    def _member(self, name: str, dtype: np.dtype[Any]) -> IO[bytes]:
+    def _member(self, name: str) -> IO[bytes]:
         member = self._archive.open(f"{name}.npy", "w", force_zip64=True)
-        header = {"descr": dtype.str, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(member, header)
+        member.write(npy_head(self.shape, self.columns[name]))
         return member
 
-    def _write(self, distances: FloatArray, ids: IntArray) -> None:
-        assert self._scratch is not None
-        self._ids.write(np.ascontiguousarray(ids).data)
-        self._scratch.write(np.ascontiguousarray(distances).data)
+    def _write(self, columns: Mapping[str, AnyArray]) -> None:
+        for name, values in columns.items():
+            self._scratch.get(name, self._ids).write(self._as_bytes(name, values).data)
 
     def _finish(self) -> None:
-        assert self._scratch is not None
         assert self._file is not None
         self._ids.close()
-        self._scratch.seek(0)
-        with self._member("distances", np.dtype(np.float32)) as member:
-            shutil.copyfileobj(self._scratch, member, 1 << 20)
+        for name, scratch in self._scratch.items():
+            scratch.seek(0)
+            with self._member(name) as member:
+                shutil.copyfileobj(scratch, member, 1 << 20)
         with self._archive.open("settings.npy", "w") as member:
             np.lib.format.write_array(member, np.array(self.settings))
         self._archive.close()
@@ -113,15 +116,15 @@ class _Npz(HitWriter):
                 self._ids.close()
             self._archive.close()
             self._file.abandon()
-        if self._scratch is not None:
-            try:
-                self._scratch.close()
-            except OSError:  # of a full disk, with its buffer: nothing in it is wanted
-                self._scratch = None
+        for scratch in getattr(self, "_scratch", {}).values():
+            # A full disk, and what waits in its buffer: nothing in it is wanted.
+            with contextlib.suppress(OSError):
+                scratch.close()
+        self._scratch = {}
 
 
 class _Hdf5(HitWriter):
-    """Two contiguous datasets whose places are known once HDF5 has made them: it is not needed after."""
+    """Contiguous datasets whose places are known once HDF5 has made them: it is not needed after."""
 
     _file: RowsFile | None = None
 
@@ -133,19 +136,21 @@ class _Hdf5(HitWriter):
         nq, k = self.shape
         with h5py.File(self.partial, "w") as file:
             file.attrs["settings"] = self.settings
-            create_contiguous(file, "distances", n=nq, d=k, dtype=np.dtype(np.float32))
-            create_contiguous(file, "ids", n=nq, d=k, dtype=np.dtype(np.int64))
+            for name, dtype in self.columns.items():
+                text = dtype.kind == "S"
+                stored = h5py.string_dtype("utf-8", dtype.itemsize) if text else dtype
+                create_contiguous(file, name, n=nq, d=k, dtype=stored)
             file[_ALIAS] = file["ids"]
         with h5py.File(self.partial, "r") as file:
-            self._at = [int(file[name].id.get_offset()) for name in _ARRAYS]
+            self._at = {name: int(file[name].id.get_offset()) for name in self.columns}
         self._file = RowsFile(self.partial, b"", self.partial.stat().st_size)
 
-    def _write(self, distances: FloatArray, ids: IntArray) -> None:
+    def _write(self, columns: Mapping[str, AnyArray]) -> None:
         assert self._file is not None
-        arrays: tuple[AnyArray, ...] = (distances, ids)
-        for at, array in zip(self._at, arrays, strict=True):
+        for name, values in columns.items():
+            array = self._as_bytes(name, values)
             begin = self.n * self.shape[1] * array.itemsize
-            self._file.write(at + begin, np.ascontiguousarray(array))
+            self._file.write(self._at[name] + begin, array)
 
     def _finish(self) -> None:
         assert self._file is not None
@@ -159,12 +164,13 @@ class _Hdf5(HitWriter):
 
 
 class _Zarr(HitWriter):
-    """A group of two arrays, each written as a store of its own."""
+    """A group of arrays; those of numbers are each written as a store of its own."""
 
     def _open(self) -> None:
         from ooc.stores.write_zarr import ZarrWriter
 
-        self._arrays: list[ZarrWriter] = []
+        self._arrays: dict[str, ZarrWriter] = {}
+        self._texts: Any = None
         make_directory(self.partial)
         write_json(
             self.partial / "zarr.json",
@@ -176,29 +182,38 @@ class _Zarr(HitWriter):
         )
         nq, k = self.shape
         rows = default_chunk_rows(8 * k, nq)
-        for name, dtype in (("distances", np.float32), ("ids", np.int64)):
-            self._arrays.append(
-                ZarrWriter(
-                    self.partial / name, None, d=k, dtype=np.dtype(dtype), append=False, chunk_rows=rows
-                )
-            )
+        for name, dtype in self.columns.items():
+            path = self.partial / name
+            if dtype.kind == "S":
+                import zarr
 
-    def _write(self, distances: FloatArray, ids: IntArray) -> None:
-        self._arrays[0].append(distances)
-        self._arrays[1].append(ids)
+                self._texts = zarr.create_array(
+                    store=str(path), shape=(nq, k), chunks=(rows, k), dtype="string", compressors=None
+                )
+                continue
+            self._arrays[name] = ZarrWriter(path, None, d=k, dtype=dtype, append=False, chunk_rows=rows)
+
+    def _write(self, columns: Mapping[str, AnyArray]) -> None:
+        for name, values in columns.items():
+            if name in self._arrays:
+                self._arrays[name].append(values)
+            else:
+                self._texts[self.n : self.n + len(values)] = np.where(values == None, "", values)  # noqa: E711
 
     def _finish(self) -> None:
-        for array in self._arrays:
+        for array in self._arrays.values():
             array.close()
+        if self._texts is not None:
+            sync_tree(self.partial / "keys")
         self._publish()
 
     def _release(self) -> None:
-        for array in getattr(self, "_arrays", ()):
+        for array in getattr(self, "_arrays", {}).values():
             array.abandon()
 
 
 class _Parquet(HitWriter):
-    """A row a query, with two columns of fixed-size lists; row groups of some MiB."""
+    """A row a query, with columns of fixed-size lists; row groups of some MiB."""
 
     _file: DurableFile | None = None
 
@@ -212,22 +227,23 @@ class _Parquet(HitWriter):
                 hint="pip install 'ooc[parquet]', or name a file of another kind.",
             ) from error
         nq, k = self.shape
-        self._types = {"ids": pa.list_(pa.int64(), k), "distances": pa.list_(pa.float32(), k)}
+        kinds = {"f": pa.float32(), "i": pa.int64(), "S": pa.string()}
+        self._types = {name: pa.list_(kinds[dtype.kind], k) for name, dtype in self.columns.items()}
         self._schema = pa.schema(
             [pa.field(name, kind, nullable=False) for name, kind in self._types.items()],
             metadata={"settings": self.settings},
         )
         self._group_rows = default_chunk_rows(8 * k, nq)
-        self._held: list[tuple[FloatArray, IntArray]] = []
+        self._held: list[Mapping[str, AnyArray]] = []
         self._file = DurableFile(self.path)
         self._sink = _Sink(self._file)
         self._writer = pq.ParquetWriter(
             self._sink, self._schema, compression="none", use_dictionary=False, write_statistics=False
         )
 
-    def _write(self, distances: FloatArray, ids: IntArray) -> None:
-        self._held.append((distances, ids))
-        if sum(len(part) for _, part in self._held) >= self._group_rows:
+    def _write(self, columns: Mapping[str, AnyArray]) -> None:
+        self._held.append(columns)
+        if sum(len(part["ids"]) for part in self._held) >= self._group_rows:
             self._write_group()
 
     def _write_group(self) -> None:
@@ -236,12 +252,11 @@ class _Parquet(HitWriter):
         held, self._held = self._held, []
         if not held:
             return
-        distances, ids = (np.concatenate(parts).reshape(-1) for parts in zip(*held, strict=True))
-        columns = [
-            pa.FixedSizeListArray.from_arrays(pa.array(values), type=self._types[name])
-            for name, values in (("ids", ids), ("distances", distances))
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        arrays = []
+        for name, type_ in self._types.items():
+            values = np.concatenate([part[name] for part in held]).reshape(-1)
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values, type_.value_type), type=type_))
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
 
     def _finish(self) -> None:
         assert self._file is not None
@@ -308,9 +323,14 @@ def _is_replaceable(path: Path) -> bool:
 
 
 def open_hits(
-    path: PathOrStr, *, shape: tuple[int, int], settings: Mapping[str, Any], overwrite: bool = False
+    path: PathOrStr,
+    *,
+    shape: tuple[int, int],
+    settings: Mapping[str, Any],
+    keys: np.dtype[Any] | None = None,
+    overwrite: bool = False,
 ) -> HitWriter:
-    """A writer of results whose format the suffix says.
+    """A writer of results whose format the suffix says; with ``keys``, of that dtype, beside the ids.
 
     Raises
     ------
@@ -327,7 +347,7 @@ def open_hits(
     target = check_out(path, overwrite=overwrite)
     suffix = target.suffix.lower()
     if suffix in PARQUET_SUFFIXES:
-        return _Parquet(target, shape, settings)
+        return _Parquet(target, shape, settings, keys)
     if suffix in ZARR_SUFFIXES:
-        return _Zarr(target, shape, settings)
-    return (_Hdf5 if suffix in HDF5_SUFFIXES else _Npz)(target, shape, settings)
+        return _Zarr(target, shape, settings, keys)
+    return (_Hdf5 if suffix in HDF5_SUFFIXES else _Npz)(target, shape, settings, keys)

@@ -547,6 +547,14 @@ class Index:
         keys = self._view().keys
         return None if keys is None else keys.kind
 
+    @property
+    def key_dtype(self) -> np.dtype[Any] | None:
+        """int64, or bytes as many as the longest key has; None where rows have no keys."""
+        keys = self._view().keys
+        if keys is None:
+            return None
+        return np.dtype(np.int64) if keys.kind == "int64" else np.dtype(f"S{keys.longest}")
+
     def keys(self, ids: AnyArray) -> AnyArray:
         """The keys of ids.
 

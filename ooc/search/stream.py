@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ooc.search.searcher import Index
     from ooc.stores.base import Store
-    from ooc.types import FloatArray, IntArray, PathOrStr, StoreLike
+    from ooc.types import AnyArray, FloatArray, IntArray, PathOrStr, StoreLike
 
 __all__ = ["batch_queries", "search_blocks", "search_settings", "search_to"]
 
@@ -68,7 +68,7 @@ def search_to(
         The suffix says the format: ``.npz``; ``.h5`` or ``.hdf5``; ``.zarr``; ``.parquet`` or ``.pq``.
         It holds ``distances`` (nq, k) float32 and ``ids`` (nq, k) int64, as ``search`` returns them
         (in Parquet two columns of lists), and how they were found as JSON under ``settings``. In
-        HDF5 ``neighbors`` is another name of ``ids``.
+        HDF5 ``neighbors`` is another name of ``ids``. Where rows have keys it holds ``keys`` too.
     k, recall, nprobe, rerank, filter
         As for ``search``.
     first : int, optional
@@ -138,7 +138,9 @@ def search_to(
         tell(events.Started(operation="search", stages={"search": 1.0}, settings=settings))
         with (
             contextlib.closing(blocks),  # ends the thread that reads ahead
-            open_hits(target, shape=(nq, k), settings=settings, overwrite=overwrite) as hits,
+            open_hits(
+                target, shape=(nq, k), settings=settings, keys=index.key_dtype, overwrite=overwrite
+            ) as hits,
             events.stage(tell, "search", nq, unit="queries") as stage,
         ):
             while hits.n < nq:
@@ -148,8 +150,8 @@ def search_to(
                         f"{target} was not written",
                         hint="The same search starts over.",
                     )
-                _, distances, ids = next(blocks)
-                hits.write(distances, ids)
+                _, distances, ids, keys = next(blocks)
+                hits.write(distances, ids, keys)
                 stage.tell(hits.n)
             stage.figures["queries"] = nq
     finally:
@@ -193,7 +195,7 @@ def search_blocks(
     filter: object | None = None,  # noqa: A002
     nq: int | None = None,
     batch: int | None = None,
-) -> Generator[tuple[int, FloatArray, IntArray]]:
+) -> Generator[tuple[int, FloatArray, IntArray, AnyArray | None]]:
     """The results of a store's queries, batch by batch; the next queries are read meanwhile.
 
     Parameters
@@ -208,6 +210,8 @@ def search_blocks(
     start : int
         The first query's number.
     distances, ids : (m, k) float32, (m, k) int64
+    keys : (m, k) int64 or object, or None
+        As ``Index.search`` gives them, where rows have keys.
 
     Raises
     ------
@@ -233,13 +237,14 @@ def search_blocks(
 
 def _search_blocks(
     index: Index, queries: Store, *, batch: int, nq: int, options: dict[str, Any]
-) -> Generator[tuple[int, FloatArray, IntArray]]:
+) -> Generator[tuple[int, FloatArray, IntArray, AnyArray | None]]:
     from ooc.stores.base import as_float32
 
+    keyed = index.key_kind is not None
     for block in queries.blocks(batch, stop=nq):
         xq = as_float32(block.rows)
         try:
-            distances, ids = index.search(xq, **options)
+            distances, ids, *keys = index.search(xq, **options, return_keys=keyed)
         except DataError as error:
             if error.kind != "query-values":
                 raise
@@ -250,7 +255,7 @@ def _search_blocks(
                 kind="query-values",
                 hint="Mend it, or leave it out.",
             ) from error
-        yield block.start, distances, ids
+        yield block.start, distances, ids, keys[0] if keys else None
 
 
 def batch_queries(queries: Store, k: int) -> int:

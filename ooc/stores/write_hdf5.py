@@ -205,7 +205,7 @@ def create_contiguous(out: h5py.File, name: str, *, n: int, d: int, dtype: np.dt
     h5py.h5d.create(
         out.id,
         name.encode(),
-        h5py.h5t.py_create(dtype),
+        h5py.h5t.py_create(dtype, logical=True),
         h5py.h5s.create_simple((n, d)),
         dcpl=plist,
         lcpl=links,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,17 @@ from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.train import published_template
 from ooc.build.work import Work
 from ooc.durable import read_json
-from ooc.errors import ArgumentError, ConflictError, DataError
+from ooc.errors import ArgumentError, ConflictError
 from ooc.events import Note, Observer
 from ooc.index.generation import Entry, Origin, Part
 from ooc.index.layout import Layout
-from ooc.index.live_keys import LiveKeys, no_keys
 from ooc.index.lock import publisher
 from ooc.stores import Store, open_store
-from ooc.stores.keys import KeyBlock, KeySource, keys_of_rows, open_keys, shown
+from ooc.stores.keys import KeySource, keys_of_rows, open_keys
 from ooc.stores.picked import PickedStore, RangeStore
 from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, KeysLike, OnBad, PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
+from ooc.update.named import by_id, by_key, see_keyed, see_new, see_one_of
 from ooc.update.publish import Live, Next, live, take_back
 
 __all__ = ["append", "upsert"]
@@ -60,13 +59,13 @@ def append(
             before = live(layout)
             _see_width(before, opened)
             first = _known_rows(before, opened)
-            _see_keyed(before, given=keys is not None)
+            see_keyed(before, given=keys is not None)
             if first == opened.n:
                 return run.nothing_new(before, opened)
             source = None
             if keys is not None and before.keys is not None:
                 source = keys_of_rows(open_keys(keys, before.keys.kind), first, opened.n, opened.n)
-                _see_new(before, before.keys, source)
+                see_new(before, before.keys, source)
             options = Options(
                 memory=memory,
                 threads=threads,
@@ -110,19 +109,13 @@ def upsert(
         with publisher(layout.lock):
             before = live(layout)
             _see_width(before, opened)
-            if keys is None:
-                named = _by_id(before, np.asarray(ids))
-            else:
-                named = _by_key(before, keys)
+            named = by_id(before, np.asarray(ids)) if keys is None else by_key(before, keys)
             if len(named.ids) != opened.n:
-                raise ArgumentError(
-                    f"there are {len(named.ids)} {named.word}s and {opened.n} vectors", kind=f"{named.word}s"
-                )
+                word = "ids" if keys is None else "keys"
+                raise ArgumentError(f"there are {len(named.ids)} {word} and {opened.n} vectors", kind="ids")
             order = np.argsort(named.ids, kind="stable")
             wanted = named.ids[order]
-            source = None
-            if named.keys is not None:
-                source = KeySource.of(named.keys[order], "the keys")
+            source = None if named.keys is None else KeySource.of(named.keys[order], "the keys")
             options = Options(
                 memory=memory,
                 threads=threads,
@@ -139,120 +132,6 @@ def upsert(
                 uri="", format=opened.format, mapped=False, fingerprint=picked.fingerprint(), n=picked.n
             )
             return run.add(before, picked, options, origin, wanted)
-
-
-def see_one_of(ids: object, keys: object) -> None:
-    """See that rows are named by one of the two.
-
-    Raises
-    ------
-    ArgumentError
-        By none, or by both.
-    """
-    if (ids is None) == (keys is None):
-        how = "by neither ids nor keys" if ids is None else "by ids and by keys"
-        raise ArgumentError(f"rows are named {how}", kind="ids", hint="Give one of the two.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Named:
-    """The rows of an upsert as somebody names them, ``word`` by word: their ids, and keys where they have some."""
-
-    word: str
-    ids: IntArray
-    keys: KeyBlock | None
-
-
-def _by_id(before: Live, ids: AnyArray) -> _Named:
-    wanted = checked_ids(ids, before.generation.id_end)
-    ascending = np.sort(wanted)
-    twice = ascending[1:][ascending[1:] == ascending[:-1]]
-    if len(twice):
-        raise ArgumentError(
-            f"id {twice[0]} is given twice",
-            kind="ids",
-            hint="Leave out all but the vector that it shall have.",
-        )
-    if before.keys is None:
-        return _Named(word="id", ids=wanted, keys=None)
-    rows = before.numbering.rows(wanted)
-    if (rows < 0).any():
-        raise ArgumentError(
-            f"id {wanted[rows < 0][0]} was deleted, and its key with it",
-            kind="ids",
-            hint="Name the row by the key that it shall have: keys=, `ooc upsert INDEX --keys KEYS STORE`.",
-        )
-    return _Named(word="id", ids=wanted, keys=before.keys.take(rows))
-
-
-def _by_key(before: Live, keys: KeysLike) -> _Named:
-    """Known keys keep their ids; those that no live row has get new ones, in the order given."""
-    live_keys = before.keys
-    if live_keys is None:
-        raise no_keys(before.layout.root)
-    block = open_keys(keys, live_keys.kind).all()
-    ids = before.numbering.ids(live_keys.rows(block))
-    order = np.argsort(ids, kind="stable")
-    twice = np.flatnonzero((ids[order][1:] == ids[order][:-1]) & (ids[order][1:] >= 0))
-    if len(twice):
-        raise DataError(
-            f"key {shown(block, int(order[twice[0]]))} is given twice",
-            kind="duplicate-key",
-            hint="Leave out all but the vector that its row shall have.",
-        )
-    unknown = np.flatnonzero(ids < 0)
-    ids[unknown] = before.generation.id_end + np.arange(len(unknown))
-    return _Named(word="key", ids=ids, keys=block)
-
-
-def checked_ids(ids: AnyArray, end: int) -> IntArray:
-    """Ids that somebody names, ``(m,)`` int64.
-
-    Raises
-    ------
-    ArgumentError
-        They are no whole numbers of one dimension, or one was never given.
-    """
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise ArgumentError(
-            f"ids must be a 1-d array of integers, not {array.ndim}-d {array.dtype}", kind="ids"
-        )
-    if array.size and (int(array.min()) < 0 or int(array.max()) >= end):
-        bad = array[(array < 0) | (array >= end)][0]
-        raise ArgumentError(
-            f"id {bad} was never given: this index has ids 0 to {end - 1}",
-            kind="ids",
-            hint="New vectors get their ids from `ooc append`.",
-        )
-    return array.astype(np.int64)
-
-
-def _see_keyed(before: Live, *, given: bool) -> None:
-    """See that rows come with keys if and only if those of the index have some."""
-    if given and not before.generation.keyed:
-        raise no_keys(before.layout.root)
-    if before.generation.keyed and not given:
-        raise ArgumentError(
-            f"the rows of {before.layout.root} have keys, and none are given for these",
-            kind="keys",
-            hint="Give a key for each: keys=, `ooc append INDEX STORE --keys KEYS`.",
-        )
-
-
-def _see_new(before: Live, live_keys: LiveKeys, source: KeySource) -> None:
-    """See that no live row has any of the keys."""
-    for block in source.blocks():
-        rows = live_keys.rows(block)
-        known = np.flatnonzero(rows >= 0)
-        if len(known):
-            at = known[:1]
-            raise DataError(
-                f"key {shown(block, int(at[0]))} of {source.where} is in the index already: "
-                f"id {before.numbering.ids(rows[at])[0]} has it",
-                kind="duplicate-key",
-                hint="Replace such rows with `ooc upsert INDEX --keys KEYS STORE`, or leave them out.",
-            )
 
 
 def _see_width(before: Live, store: Store) -> None:

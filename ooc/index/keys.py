@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ooc.durable import DurableFile, make_directory, npy_head, read_json
 from ooc.errors import DataError, IndexDirError, OocError, Stopped
 from ooc.index.layout import SegmentLayout
-from ooc.mapping import MappedFile
+from ooc.mapping import MappedFile, Residency
 from ooc.stores.keys import Fingerprint, KeyBlock, KeySource, shown
 from ooc.stores.texts import Texts, gathered
 from ooc.types import AnyArray, IntArray, KeyKind
@@ -32,13 +32,13 @@ from ooc.types import AnyArray, IntArray, KeyKind
 __all__ = ["KeyTable", "hashes", "key_files", "write_keys"]
 
 #: Hashes that are sorted at a time, and that are read at a time to pick those.
-_SORTED, _SCANNED = 1 << 20, 1 << 17
+_SORTED, _SCANNED = 1 << 19, 1 << 17
 
 #: Keys that are compared at a time.
 _COMPARED = 1 << 14
 
 #: Places around the one where a hash is expected.
-_NEAR = 256
+_NEAR = 128
 
 
 def hashes(keys: KeyBlock) -> NDArray[np.uint64]:
@@ -63,27 +63,57 @@ def key_files(place: SegmentLayout, kind: KeyKind) -> tuple[Path, ...]:
     return (*own, place.key_hashes, place.key_rows)
 
 
+class _Values:
+    """The values of a ``.npy`` file ``(n,)``, mapped; a page that is not in memory is read alone."""
+
+    def __init__(self, path: Path, dtype: Any, n: int) -> None:
+        self._file = _file(path)
+        try:
+            head = io.BytesIO(self._file.bytes[: 1 << 12].tobytes())
+            if np.lib.format.read_magic(head) != (1, 0):
+                raise ValueError("its version is another")
+            found = np.lib.format.read_array_header_1_0(head)
+        except Exception as error:  # a damaged header goes through Python's own parser
+            raise _damaged(path, str(error)) from error
+        self._begin, self._size = head.tell(), np.dtype(dtype).itemsize
+        data = self._file.bytes[self._begin :]
+        if found != ((n,), False, np.dtype(dtype)) or len(data) != n * self._size:
+            raise _damaged(path, f"it does not hold {n} values of {np.dtype(dtype)}")
+        self.all: AnyArray = data.view(dtype)
+
+    def ahead(self, at: IntArray) -> None:
+        """Start reading values at some places ``(m,)``."""
+        self._file.will_need_each(self._begin + np.sort(at) * self._size, self._size)
+
+
 class _Stored:
     """Keys by the number of their row, mapped."""
 
     def __init__(self, place: SegmentLayout, kind: KeyKind, n: int) -> None:
-        self._numbers: IntArray = np.empty(0, np.int64)
+        self._text: MappedFile | None = None
         if kind == "int64":
-            self._numbers = _mapped(place.keys, np.int64, n)
-            return
-        self._offsets: IntArray = _mapped(place.key_offsets, np.int64, n + 1)
-        self._text = _file(place.key_text)
-        if int(self._offsets[0]) != 0 or int(self._offsets[-1]) != self._text.size:
-            raise _damaged(place.key_text, f"it has {self._text.size} bytes")
+            self._values = _Values(place.keys, np.int64, n)
+        else:
+            self._values, self._text = _Values(place.key_offsets, np.int64, n + 1), _file(place.key_text)
+            offsets = self._values.all
+            if int(offsets[0]) != 0 or int(offsets[-1]) != self._text.size:
+                raise _damaged(place.key_text, f"it has {self._text.size} bytes")
 
-    def __getitem__(self, rows: IntArray) -> KeyBlock:
-        """The keys of rows ``(m,)``, in any order."""
-        if len(self._numbers):
-            return self._numbers[rows]
-        begins, ends = self._offsets[rows], self._offsets[rows + 1]
-        if len(rows) and not (begins.min() >= 0 and (begins < ends).all() and ends.max() <= self._text.size):
-            raise _damaged(self._text.path, "strings do not lie within it")
-        return gathered(begins, ends, self._text.bytes)
+    def take(self, rows: IntArray, *, ahead: bool = False) -> KeyBlock:
+        """The keys of rows ``(m,)``, in any order; with ``ahead`` all are asked of the disk first."""
+        values, text = self._values.all, self._text
+        if ahead:
+            self._values.ahead(rows)
+        if text is None:
+            numbers: IntArray = values[rows]
+            return numbers
+        begins, ends = values[rows], values[rows + 1]
+        if len(rows) and not (begins.min() >= 0 and (begins < ends).all() and ends.max() <= text.size):
+            raise _damaged(text.path, "strings do not lie within it")
+        if ahead:
+            order = np.argsort(begins)
+            text.will_need_spans(begins[order], ends[order])
+        return gathered(begins, ends, text.bytes)
 
 
 class KeyTable:
@@ -118,37 +148,46 @@ class KeyTable:
         self.longest, self.n = int(said["longest"]), rows
         self.bytes = sum(path.stat().st_size for path in key_files(place, self.kind) if path.exists())
         self._stored = _Stored(place, self.kind, rows)
-        self._hashes: NDArray[np.uint64] = _mapped(place.key_hashes, np.uint64, rows)
-        self._rows: AnyArray = _mapped(place.key_rows, _row_dtype(rows), rows)
-        self._place = place
+        self._hashes = _Values(place.key_hashes, np.uint64, rows)
+        self._rows = _Values(place.key_rows, _row_dtype(rows), rows)
+        self._place, self._residency = place, Residency()
 
     def take(self, rows: IntArray) -> KeyBlock:
         """The keys of rows ``(m,)``, numbered from 0 in the segment."""
-        return self._stored[rows]
+        return self._stored.take(rows, ahead=self._ahead(len(rows)))
+
+    def _ahead(self, count: int) -> bool:
+        """Whether places are asked of the disk together before they are looked at one by one."""
+        return count > 1 and self._residency.wants_advice()
 
     def find(self, keys: KeyBlock, hashed: NDArray[np.uint64]) -> IntArray:
         """The row of each key ``(m,)``, -1 where it is not here; ``hashed`` are the hashes of the keys."""
+        ahead = self._ahead(len(hashed))
         found = np.full(len(hashed), -1, np.int64)
-        places = self._places(hashed)
+        places = self._places(hashed, ahead=ahead)
         left = np.arange(len(hashed))
         while len(left):
             left = left[places[left] < self.n]
-            left = left[self._hashes[places[left]] == hashed[left]]
-            rows = self._rows[places[left]].astype(np.int64)
+            left = left[self._hashes.all[places[left]] == hashed[left]]
+            if ahead:
+                self._rows.ahead(places[left])
+            rows = self._rows.all[places[left]].astype(np.int64)
             if len(rows) and int(rows.max()) >= self.n:
                 raise _damaged(self._place.key_rows, f"it speaks of row {int(rows.max())} of {self.n}")
-            same = _same(self._stored[rows], keys[left])
+            same = _same(self._stored.take(rows, ahead=ahead), keys[left])
             found[left[same]] = rows[same]
             left = left[~same]  # another key of the same hash: it may be the next one
             places[left] += 1
         return found
 
-    def _places(self, hashed: NDArray[np.uint64]) -> IntArray:
+    def _places(self, hashed: NDArray[np.uint64], *, ahead: bool) -> IntArray:
         """Where the first hash lies that is no smaller than each of these, ``(m,)``; n where none is."""
-        there, n = self._hashes, self.n
+        there, n = self._hashes.all, self.n
         scale = n / 2.0**64
         guess = np.minimum((hashed * scale).astype(np.int64), n - 1)
         for _ in range(2):  # from where it should lie to where it lies by what is there
+            if ahead:
+                self._hashes.ahead(guess)
             at = there[guess]
             off = np.where(hashed >= at, (hashed - at) * scale, -((at - hashed) * scale))
             guess = np.clip(guess + off.astype(np.int64), 0, n - 1)
@@ -254,8 +293,8 @@ def _see_unique(hashed: NDArray[np.uint64], rows: IntArray, stored: _Stored, whe
         for i in range(0, len(near), _COMPARED):
             some = near[i : i + _COMPARED]
             first, second = rows[some], rows[some + apart]
-            keys = stored[first]
-            same = np.flatnonzero(_same(keys, stored[second]))
+            keys = stored.take(first)
+            same = np.flatnonzero(_same(keys, stored.take(second)))
             if len(same):
                 at = int(same[0])
                 raise DataError(
@@ -289,23 +328,6 @@ def _array_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Dur
         file.abandon()
         raise
     return file
-
-
-def _mapped(path: Path, dtype: Any, n: int) -> AnyArray:
-    """The values of a ``.npy`` file ``(n,)``, mapped; a page is read alone."""
-    file = _file(path)
-    try:
-        head = io.BytesIO(file.bytes[: 1 << 12].tobytes())
-        if np.lib.format.read_magic(head) != (1, 0):
-            raise ValueError("its version is another")
-        found = np.lib.format.read_array_header_1_0(head)
-    except Exception as error:  # a damaged header goes through Python's own parser
-        raise _damaged(path, str(error)) from error
-    wanted = ((n,), False, np.dtype(dtype))
-    data = file.bytes[head.tell() :]
-    if found != wanted or len(data) != n * wanted[2].itemsize:
-        raise _damaged(path, f"it does not hold {n} values of {wanted[2]}")
-    return data.view(dtype)
 
 
 def _file(path: Path) -> MappedFile:

@@ -58,7 +58,10 @@ class HitWriter(ABC):
     ) -> None:
         self.path = path
         self.shape = shape
-        self.columns = {"distances": np.dtype(np.float32), "ids": np.dtype(np.int64)}
+        self.columns: dict[str, np.dtype[Any]] = {
+            "distances": np.dtype(np.float32),
+            "ids": np.dtype(np.int64),
+        }
         if keys is not None:
             self.columns["keys"] = keys
         self.settings = json.dumps(dict(settings))

@@ -244,7 +244,7 @@ def _search_blocks(
     for block in queries.blocks(batch, stop=nq):
         xq = as_float32(block.rows)
         try:
-            distances, ids, *keys = index.search(xq, **options, return_keys=keyed)
+            found = index.search(xq, **options, return_keys=True) if keyed else index.search(xq, **options)
         except DataError as error:
             if error.kind != "query-values":
                 raise
@@ -255,6 +255,7 @@ def _search_blocks(
                 kind="query-values",
                 hint="Mend it, or leave it out.",
             ) from error
+        distances, ids, *keys = found
         yield block.start, distances, ids, keys[0] if keys else None
 
 

@@ -266,7 +266,7 @@ def _zarr(path: Path, name: str | None) -> KeySource:
     import zarr
 
     root = zarr.open(str(path), mode="r")
-    array = root if isinstance(root, zarr.Array) and not name else None
+    array: Any = root if isinstance(root, zarr.Array) and not name else None
     if array is None and name and not isinstance(root, zarr.Array):
         array = root.get(name.strip("/"))
     if not isinstance(array, zarr.Array):

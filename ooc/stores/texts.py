@@ -61,7 +61,7 @@ class Texts:
 
     def same(self, other: Texts) -> NDArray[np.bool_]:
         """Whether each equals the string of ``other``, of as many, in its place; none may be empty."""
-        same = self.lengths == other.lengths
+        same: NDArray[np.bool_] = np.asarray(self.lengths == other.lengths)
         at = np.flatnonzero(same)
         if len(at):
             ours, theirs = self[at], other[at]

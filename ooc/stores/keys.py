@@ -88,6 +88,8 @@ class KeySource:
             One is missing, of another kind, empty, too long, or no UTF-8.
         """
         at, stop = 0, self.first + self.n
+        if not self.n:
+            return
         for raw in self.read():
             begin, end = max(self.first - at, 0), min(stop - at, len(raw))
             for i in range(begin, end, BLOCK_KEYS):
@@ -98,7 +100,7 @@ class KeySource:
             if at >= stop:
                 return
         raise ArgumentError(
-            f"{self.where} has {at} keys, and had {stop} before",
+            f"there are {at} keys in {self.where}, and there were {stop}",
             kind="keys",
             hint="It was changed while it was read: call again.",
         )
@@ -190,7 +192,7 @@ def from_sequence(values: Any, where: str, kind: KeyKind | None = None) -> KeySo
         raise ArgumentError(
             f"{where} are {' x '.join(map(str, shape))}; keys are 1-d, one for each row", kind="keys"
         )
-    n = len(values)
+    n = len(values) if shape is None else shape[0]
     found = kind_of(as_block(values[:1], where, 0)) if n else kind or "int64"
 
     def read() -> Iterator[Any]:
@@ -290,7 +292,7 @@ def _see_kind(block: KeyBlock, kind: KeyKind, where: str) -> None:
 def _other_kind(where: str, found: KeyKind, wanted: KeyKind) -> ArgumentError:
     names = {"int64": "whole numbers", "str": "strings"}
     return ArgumentError(
-        f"the keys here are {names[wanted]}, and {where} has {names[found]}",
+        f"the keys here are {names[wanted]}, and those in {where} are {names[found]}",
         kind="keys",
         hint="Give all keys of an index in one kind.",
     )
@@ -309,7 +311,7 @@ def keys_of_rows(keys: KeySource, first: int, stop: int, n: int) -> KeySource:
     if keys.n == n:
         return keys.part(first, stop)
     raise ArgumentError(
-        f"{keys.where} has {keys.n} keys, and there are {stop - first} rows",
+        f"there are {keys.n} keys in {keys.where}, and {stop - first} rows",
         kind="keys",
         hint="Every row needs one, in the order of the rows.",
     )

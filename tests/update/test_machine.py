@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import ooc
 from ooc.types import FloatArray, IntArray
-from tests.update.model import Model
+from tests.update.model import Key, Model
 
 N, D = 120, 6
 
@@ -34,15 +41,42 @@ class Changes(RuleBasedStateMachine):
         self.path = self.root / "i.ooc"
         self.count = 0
 
-    @initialize(seed=st.integers(0, 99), copies=st.sampled_from(["never", "always"]))
-    def build(self, seed: int, copies: str) -> None:
+    @initialize(
+        seed=st.integers(0, 99),
+        copies=st.sampled_from(["never", "always"]),
+        keyed=st.sampled_from([None, "int64", "str"]),
+    )
+    def build(self, seed: int, copies: str, keyed: str | None) -> None:
+        self.keyed, self.given = keyed, 0
         self.store = self.root / "base.npy"
         self.base = vectors(seed, N)
         np.save(self.store, self.base)
-        ooc.build(self.store, self.path, metric=self.metric, factory=self.factory, copy_vectors=copies)  # type: ignore[arg-type]
-        self.model = Model(self.base, self.metric)
+        keys = self.new_keys(N)
+        ooc.build(
+            self.store,
+            self.path,
+            metric=self.metric,  # type: ignore[arg-type]
+            factory=self.factory,
+            copy_vectors=copies,  # type: ignore[arg-type]
+            keys=keys or None,
+        )
+        self.model = Model(self.base, self.metric, keys)
         self.past = {1: copy.deepcopy(self.model)}
         self.follower = ooc.open_index(self.path, follow=True)
+
+    def new_keys(self, n: int) -> list[Key]:
+        """Keys that no row ever had; none where rows have no keys."""
+        first, self.given = self.given, self.given + n
+        return [self.key(i) for i in range(first, first + n)] if self.keyed else []
+
+    def key(self, number: int) -> Key:
+        # Those of one length differ in their last letters, and some are long.
+        return number * 10**12 - 7 if self.keyed == "int64" else f"{'clé ' * (number % 40)}{number}"
+
+    def some_keys(self, data: st.DataObject) -> list[Key]:
+        """Keys that a row has or had, or none yet."""
+        numbers = st.integers(0, self.given + 20)
+        return [self.key(i) for i in data.draw(st.lists(numbers, min_size=1, max_size=20, unique=True))]
 
     def changed(self, generation: int) -> None:
         self.past[generation] = copy.deepcopy(self.model)
@@ -54,11 +88,14 @@ class Changes(RuleBasedStateMachine):
         path = self.root / f"{self.count}.npy"
         np.save(path, x)
         known = self.model.id_end
-        figures = ooc.append(self.path, path if stored else x)
+        given, keys = self.given, self.new_keys(n)
+        figures = ooc.append(self.path, path if stored else x, keys=keys or None)
         if figures["added"]:  # another store of the same rows is the same store
             assert (figures["added"], figures["first_id"]) == (n, known)
-            self.model.append(x)
+            self.model.append(x, keys)
             self.changed(figures["generation"])
+        else:
+            self.given = given
 
     def some_ids(self, data: st.DataObject) -> IntArray:
         ids = st.integers(0, self.model.id_end - 1)
@@ -73,9 +110,47 @@ class Changes(RuleBasedStateMachine):
         self.model.delete(ids)
         self.changed(figures["generation"])
 
+    @precondition(lambda self: getattr(self, "keyed", None))
+    @rule(data=st.data())
+    def delete_by_key(self, data: st.DataObject) -> None:
+        keys = self.some_keys(data)
+        figures = ooc.delete(self.path, keys=keys)
+        deleted = self.model.delete_keys(keys)
+        assert (figures["deleted"], figures["unknown"]) == (deleted, len(keys) - deleted)
+        self.changed(figures["generation"])
+
+    @precondition(lambda self: getattr(self, "keyed", None))
+    @rule(data=st.data(), seed=st.integers(0, 99))
+    def upsert_by_key(self, data: st.DataObject, seed: int) -> None:
+        keys = self.some_keys(data)
+        x = vectors(seed, len(keys))
+        figures = ooc.upsert(self.path, keys=keys, vectors=x)
+        assert figures["replaced"] == (self.model.ids_of(keys) >= 0).sum()
+        self.model.upsert_keys(keys, x)
+        self.given += 21  # what some_keys may have drawn
+        self.changed(figures["generation"])
+
+    @precondition(lambda self: getattr(self, "keyed", None))
+    @rule(data=st.data(), seed=st.integers(0, 99))
+    def append_keys_that_were_given(self, data: st.DataObject, seed: int) -> None:
+        keys = self.some_keys(data)
+        x = vectors(seed, len(keys))
+        if (self.model.ids_of(keys) >= 0).any():
+            with pytest.raises(ooc.DataError, match="already"):
+                ooc.append(self.path, x, keys=keys)
+            return
+        figures = ooc.append(self.path, x, keys=keys)
+        self.model.append(x, keys)
+        self.given += 21
+        self.changed(figures["generation"])
+
     @rule(data=st.data(), seed=st.integers(0, 99))
     def upsert(self, data: st.DataObject, seed: int) -> None:
         ids = self.some_ids(data)
+        if self.keyed:  # a deleted id has no key any more
+            ids = ids[np.isin(ids, self.model.ids)]
+            if not len(ids):
+                return
         x = vectors(seed, len(ids))
         figures = ooc.upsert(self.path, ids, x)
         self.model.upsert(ids, x)
@@ -123,6 +198,8 @@ class Changes(RuleBasedStateMachine):
             xq = vectors(7, 4) + np.float32(0.25)
             self.model.check_at(self.path, xq)
             self.model.check(self.follower, xq)
+            if self.keyed:
+                self.model.check_keys(self.follower, [self.key(i) for i in range(self.given + 20)])
 
     def teardown(self) -> None:
         if hasattr(self, "follower"):

@@ -300,7 +300,7 @@ def test_a_stopped_change_goes_on_with_its_keys(
     stop = threading.Event()
 
     def observer(event: ooc.events.Event) -> None:
-        if isinstance(event, ooc.events.Progress) and event.stage == "merge":
+        if isinstance(event, ooc.events.StageFinished) and event.stage == "fill":
             stop.set()
 
     with pytest.raises(ooc.Stopped):
@@ -436,7 +436,7 @@ def test_the_command_line(tmp_path: Path, rows: FloatArray, kind: str) -> None:
     found = json.loads(run("search", "my.ooc", "y.npy", "-k", "1", "--json", cwd=tmp_path))
     assert [one["keys"] for one in found["results"]] == [[key] for key in names(N, N + 3, kind)]
     done = run("upsert", "my.ooc", "--keys", "some.txt", "y.npy", "--quiet", cwd=tmp_path)
-    assert f"1 rows replaced, 2 added; {N + 5 - 0:,}".replace(",", " ") in done
+    assert "1 rows replaced, 2 added; 2 005" in done
     done = run("delete", "my.ooc", "--keys", "some.txt", cwd=tmp_path)
     assert "3 rows deleted;" in done
     assert "0 rows deleted, 3 keys are of no row" in run(

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,10 +159,11 @@ def test_defaults_of_a_search_are_as_said() -> None:
         assert made.default_nprobe == expected
 
 
-def test_every_file_and_field_of_an_index_is_in_the_page_of_the_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [None, range(1500), [str(i) for i in range(1500)]])
+def test_every_file_and_field_of_an_index_is_in_the_page_of_the_format(tmp_path: Path, keys: Any) -> None:
     store, index = tmp_path / "x.npy", tmp_path / "x.ooc"
     np.save(store, embeddings(1500, 16))
-    ooc.build(store, index, copy_vectors="always")
+    ooc.build(store, index, copy_vectors="always", keys=None if keys is None else list(keys))
     text = TEXT["format.md"]
     undocumented = []
     for path in (p for p in index.rglob("*") if p.is_file()):
@@ -170,6 +172,7 @@ def test_every_file_and_field_of_an_index_is_in_the_page_of_the_format(tmp_path:
         if path.suffix == ".json":
             record = json.loads(path.read_bytes())
             named = {*record, *(record["plan"] if relative == "generations/1.json" else ())}
+            named |= set(record.get("keys") or ()) if path.name == "segment.json" else set()
             undocumented += [f"{relative}: {key}" for key in named if f"`{key}`" not in text]
     assert not undocumented
 
@@ -186,11 +189,19 @@ def test_every_field_of_a_shard_is_in_the_page_of_the_format(tmp_path: Path) -> 
             stop.set()
 
     with pytest.raises(ooc.Stopped):
-        ooc.build(store, index, shard_rows=1024, observer=observer, stop=stop)
+        ooc.build(
+            store,
+            index,
+            shard_rows=1024,
+            observer=observer,
+            stop=stop,
+            keys=np.arange(40_000, dtype=np.int32),
+        )
     (build,) = (index / "build").iterdir()
     text = TEXT["format.md"]
     for path in build.iterdir():
         assert f"`{path.name}" in text, path.name
+    assert all(f"`{key}`" in text for key in json.loads((build / "keys.json").read_bytes()))
     shard = next(path for path in (build / "shards").glob("*.json"))
     assert all(f"`{key}`" in text for key in json.loads(shard.read_bytes()))
 

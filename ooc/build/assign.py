@@ -118,8 +118,8 @@ class Assigner:
         The two differ; there must be at least two lists.
         """
         numbers = self._few(x, low)
-        near = self._squared(x, numbers)
-        between = self._squared(self._exact.rows[numbers[:, 0]], numbers)
+        near = self.squared(x, numbers)
+        between = self.squared(self._exact.rows[numbers[:, 0]], numbers)
         to_first = near[:, :1]
         # r·r' from the three squared distances of the triangle: no residual is ever made.
         along = (to_first + near - between) / 2
@@ -153,8 +153,11 @@ class Assigner:
         order = np.lexsort((found, -scores), axis=1)[:, :_SPILL_AMONG]
         return pick(found, order)
 
-    def _squared(self, x: FloatArray, numbers: IntArray) -> FloatArray:
-        """Squared distances to centroids; with unit centroids, of the rows scaled to unit length."""
+    def squared(self, x: FloatArray, numbers: IntArray) -> FloatArray:
+        """Squared distances of rows ``(m, d)`` to centroids ``numbers`` ``(m, c)``.
+
+        With unit centroids, of the rows scaled to unit length.
+        """
         found = self._exact.compare(x, numbers)
         if self._l2:
             return found

@@ -13,20 +13,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ooc.build.first import MOST_LOST, first_lost, first_met, one_lost
 from ooc.build.order import choose_order
-from ooc.build.plan import Plan
+from ooc.build.searched import Searched
 from ooc.build.sizes import MOST_CANDIDATES, ORDER_BYTES, SCANNED
+from ooc.build.times import times
 from ooc.build.witness import DEEP, Nearest, Witnesses
 from ooc.build.workers import Pool, in_order, workers
+from ooc.engine import Selector
 from ooc.errors import Stopped
 from ooc.events import Observer, Stage, ignore, stage
+from ooc.index.dead import Dead
 from ooc.index.layout import SegmentLayout
 from ooc.index.segment import Segments
 from ooc.search.best import best, once
@@ -35,9 +40,10 @@ from ooc.search.kind import FAR, nearness
 from ooc.search.promise import PAGE_BYTES, TABLED_K, lower
 from ooc.search.scan import candidates
 from ooc.search.trace import NOTHING
+from ooc.stores import Store
 from ooc.types import AnyArray, FloatArray, IntArray
 
-__all__ = ["calibrate"]
+__all__ = ["Calibrated", "calibrate"]
 
 #: Settings lie so far apart: eight to a doubling.
 _STEPS = 8
@@ -55,38 +61,12 @@ _ROUNDED = 1e-9
 _GAIN = 5e-4
 
 
-def calibrate(
-    plan: Plan,
-    place: SegmentLayout,
-    spread: FloatArray,
-    sketch: Path,
-    witnesses: Witnesses,
-    nearest: Nearest,
-    *,
-    observer: Observer = ignore,
-    stop: threading.Event | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Choose the order of the lists and measure recall over a grid of settings; their records, JSON-ready.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What was measured, as JSON-ready records.
 
-    Parameters
+    Attributes
     ----------
-    plan : Plan
-        Metric, and how long a row is that a search reads.
-    place : SegmentLayout
-        The merged lists.
-    spread : (nlist,) float32
-        How far the rows of each list spread.
-    sketch : Path
-        Where the sketch of the centroids is to be written, if there is to be one.
-    witnesses, nearest : Witnesses, Nearest
-        Queries and their true neighbours.
-    observer : callable
-        Is told events; queries are counted.
-    stop : threading.Event, optional
-        When set, ``Stopped`` is raised.
-
-    Returns
-    -------
     order : dict
         ``handicap``: the strength of it. ``sketch``: whether there is one.
     calibration : dict
@@ -95,6 +75,50 @@ def calibrate(
         ``settings``: by k (text), lines of ``nprobe`` at most, ``candidates``, ``recall``, its lower bound,
         bytes of lists and rows that a query reads, and how far lists may be; those that recall more than all
         cheaper ones, from the cheapest on. Empty where there are no witnesses.
+    times : list of dict
+        What a query took at some settings, see ``ooc.build.times``: unlike the others, never the same again.
+    """
+
+    order: dict[str, Any]
+    calibration: dict[str, Any]
+    times: list[dict[str, Any]]
+
+
+def calibrate(
+    plan: Searched,
+    places: Sequence[SegmentLayout],
+    spread: FloatArray,
+    sketch: Path,
+    witnesses: Witnesses,
+    nearest: Nearest,
+    *,
+    rows: Store | None = None,
+    dead: Dead | None = None,
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
+) -> Calibrated:
+    """Choose the order of the lists and measure recall over a grid of settings.
+
+    Parameters
+    ----------
+    plan : Searched
+        Metric, and how long a row is that a search reads: a plan, or what is known of an index.
+    places : sequence of SegmentLayout
+        The merged lists, of one segment or several.
+    spread : (nlist,) float32
+        How far the rows of each list spread.
+    sketch : Path
+        Where the sketch of the centroids is to be written, if there is to be one.
+    witnesses, nearest : Witnesses, Nearest
+        Queries and their true neighbours.
+    rows : Store, optional
+        Where a search takes exact distances from; without it no times are measured.
+    dead : Dead, optional
+        Rows in the lists that do not count.
+    observer : callable
+        Is told events; queries are counted.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
     """
     queries = len(witnesses.x)
     with (
@@ -102,29 +126,30 @@ def calibrate(
         workers(plan.threads) as pool,
         contextlib.ExitStack() as opened,
     ):
-        segment = opened.enter_context(contextlib.closing(Segments([place], plan.lists_per_row)))
+        segment = opened.enter_context(contextlib.closing(Segments(places, plan.lists_per_row)))
         order = choose_order(segment, plan, spread, witnesses.x, nearest, sketch, pool, stop)
         if not queries:
-            return order.record, {}
-        segment = opened.enter_context(contextlib.closing(Segments([place], plan.lists_per_row, order)))
+            return Calibrated(order=order.record, calibration={}, times=[])
+        segment = opened.enter_context(contextlib.closing(Segments(places, plan.lists_per_row, order)))
         steps = _steps(segment, witnesses.x)
         within, counts, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
-        some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, stop)
+        selector = None if dead is None else dead.selector
+        some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, selector, stop)
         row_bytes = plan.row_bytes + PAGE_BYTES - 1
         settings = {
             str(measured.k): _frontier(steps, measured, list_bytes, row_bytes)
             for measured in _measured(counts, within, some, scans, nearest, witnesses.deep, plan.n)
         }
+        calibration = {
+            "by": witnesses.by,
+            "queries": witnesses.count,
+            "scanned": len(some),
+            "far": round(float(np.quantile(near, FAR)), 6),
+            "settings": settings,
+        }
+        measured = times(segment, rows, plan, calibration, witnesses.x, dead, stop)
         at.figures.update(queries=queries, scanned=len(some), handicap=order.record["handicap"])
-    by = "queries" if plan.queries else "rows"
-    far = round(float(np.quantile(near, FAR)), 6)
-    return order.record, {
-        "by": by,
-        "queries": queries,
-        "scanned": len(some),
-        "far": far,
-        "settings": settings,
-    }
+    return Calibrated(order=order.record, calibration=calibration, times=measured)
 
 
 def _grid(last: int) -> IntArray:
@@ -170,7 +195,7 @@ def _ordered(segment: Segments, y: FloatArray) -> tuple[IntArray, FloatArray]:
 
 def _within(
     segment: Segments,
-    plan: Plan,
+    plan: Searched,
     x: FloatArray,
     nearest: Nearest,
     steps: _Steps,
@@ -227,11 +252,12 @@ _NOT_FOUND = np.iinfo(np.int64).max // 2
 
 def _scans(
     segment: Segments,
-    plan: Plan,
+    plan: Searched,
     x: FloatArray,
     nearest: Nearest,
     within: IntArray,
     pool: Pool,
+    selector: Selector | None,
     stop: threading.Event | None,
 ) -> tuple[IntArray, list[_Scan]]:
     """Which witnesses were scanned, and their neighbours' ranks after 1, 4, 16 .. lists."""
@@ -245,14 +271,21 @@ def _scans(
     def one(some: slice) -> list[IntArray]:
         Stopped.raise_if(stop)
         which = scanned[some]
-        return _scan(segment, plan, x[which], nearest.rows[which], last)
+        return _scan(segment, plan, x[which], nearest.rows[which], last, selector)
 
     parts = list(in_order(pool, one, _slices(len(scanned), _SCAN_TILE), plan.threads))
     ranks = (np.concatenate([part[i] for part in parts]) for i in range(len(parts[0])))
     return scanned, [_Scan(nprobe=p, rank=r) for p, r in zip(_stops(last), ranks, strict=True)]
 
 
-def _scan(segment: Segments, plan: Plan, x: FloatArray, truth: IntArray, last: int) -> list[IntArray]:
+def _scan(
+    segment: Segments,
+    plan: Searched,
+    x: FloatArray,
+    truth: IntArray,
+    last: int,
+    selector: Selector | None,
+) -> list[IntArray]:
     """The ranks ``(s, k)`` of true neighbours by code, after each step of the lists scanned."""
     y = segment.transform(x)
     coarse, lists = segment.coarse(y, last)
@@ -271,6 +304,7 @@ def _scan(segment: Segments, plan: Plan, x: FloatArray, truth: IntArray, last: i
             budget=Budget.of(None),
             ahead="all",
             trace=NOTHING,
+            selector=selector,
         )
         both = np.concatenate((found, more[0]), axis=1), np.concatenate((ids, more[1]), axis=1)
         # A row in two lists may have come twice.
@@ -335,6 +369,10 @@ def _measured(
     # Rows as far as the k-th will do as well; of these as many as are known.
     last = {k: nearest.keys[np.arange(len(there)), np.maximum(counts[k], 1) - 1] for k in tabled}
     right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}
+    # Of the first neighbour the next nearest tell, too: as many as each witness has.
+    few = int(there[of[1]].sum(axis=1).min()) if 1 in tabled else 0
+    ranks = range(1, min(few, MOST_LOST) + 1)
+    firsts = {m: there & (nearest.keys <= nearest.keys[:, m - 1 : m]) for m in ranks}
     asked = _grid(most)
     found = {k: np.empty((2, probed_at.shape[1], len(asked))) for k in tabled}
     rows = np.arange(len(some))[:, None] * (len(asked) + 1)
@@ -342,18 +380,17 @@ def _measured(
         met = within <= probed[:, None]
         cell = rows + np.searchsorted(asked, _rank_at(probed[some], within[some], scans), side="right")
         for k in tabled:
-            right_met = met & right[k]
-            # Where several are as far as the k-th more than k may be found.
-            share = _share(np.minimum(right_met.sum(axis=1), counts[k]), counts[k])
-            hits = np.bincount(cell[right_met[some]], minlength=len(some) * (len(asked) + 1))
-            got = np.cumsum(hits.reshape(len(some), -1)[:, :-1], axis=1)
-            got = np.minimum(got, counts[k][some][:, None])
-            lost = share[some][:, None] - _share(got, counts[k][some][:, None])
-            if k == 1:
-                # One row says little: the second nearest, a little harder to find, is asked too.
-                share = _share((met & there)[:, :2].sum(axis=1), np.minimum(there.sum(axis=1), 2))
-            share, lost = share[of[k]], lost[scanned[k]]
-            found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, k=k)
+            if k == 1 and few:
+                share = first_met(met[of[k], :few])
+                each = [_lost(met & firsts[m], np.full(len(met), m), some, cell, len(asked)) for m in ranks]
+                lost, one = first_lost([part[scanned[k]] for part in each], asked), one_lost(asked, len(each))
+            else:
+                right_met = met & right[k]
+                # Where several are as far as the k-th more than k may be found.
+                share = _share(np.minimum(right_met.sum(axis=1), counts[k]), counts[k])[of[k]]
+                lost = _lost(right_met, counts[k], some, cell, len(asked))[scanned[k]]
+                one = np.full(len(asked), 1 / k)
+            found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, one)
     for k in tabled if most == n else ():
         found[k][:, -1, -1] = 1  # every row of every list
     return [
@@ -365,6 +402,20 @@ def _measured(
         )
         for k in tabled
     ]
+
+
+def _lost(
+    right_met: NDArray[np.bool_], counts: IntArray, some: IntArray, cell: IntArray, steps: int
+) -> AnyArray:
+    """What share the code misses of neighbours whose lists are met, of witnesses ``some``: ``(s, steps)``.
+
+    ``cell`` ``(s, k)`` says at which step of the candidates each is among them, of all witnesses one by one.
+    """
+    counts, met = counts[some][:, None], right_met[some]
+    hits = np.bincount(cell[met], minlength=len(some) * (steps + 1)).reshape(len(some), -1)
+    got = np.minimum(np.cumsum(hits[:, :-1], axis=1), counts)
+    share = _share(np.minimum(met.sum(axis=1, keepdims=True), counts), counts)
+    return share - _share(got, counts)
 
 
 def _share(found: AnyArray, count: IntArray) -> AnyArray:

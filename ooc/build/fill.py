@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ooc.build.copies import Copied, Copies, copy_record
+from ooc.build.fit import fit
 from ooc.build.plan import Plan
 from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
@@ -211,7 +212,14 @@ def _neighbours(store: Store, plan: Plan, build: BuildLayout, template: Template
         with lease(build.witnesses_lease, wait=True):
             witnesses = Witnesses.load(build)
             if witnesses is None:
-                witnesses = Witnesses.draw(store, plan)
+                witnesses = Witnesses.draw(
+                    store,
+                    n=plan.n,
+                    count=plan.witnesses,
+                    metric=plan.metric,
+                    seed=plan.seed,
+                    on_bad=plan.on_bad,
+                )
                 witnesses.save(build)
     return Neighbours(witnesses, plan.metric, shards_done(build), template.basis)
 
@@ -250,6 +258,7 @@ class _Encoded:
     zeros: int
     copied: Copied | None
     near: list[Found]
+    fit: tuple[float, int]
 
 
 def _encode(
@@ -272,6 +281,7 @@ def _encode(
         zeros=prepared.zeros,
         copied=copied,
         near=found,
+        fit=fit(template, prepared, list_nos[:, 0]),
     )
 
 
@@ -286,6 +296,7 @@ class _Making:
         self._bad: list[IntArray] = []
         self._zeros = 0
         self._copied: list[Copied] = []
+        self._fit: list[tuple[float, int]] = []
         #: Rows read so far.
         self.read = 0
 
@@ -295,6 +306,7 @@ class _Making:
         self._list_nos[at] = block.list_nos
         self.read += block.count
         self._zeros += block.zeros
+        self._fit.append(block.fit)
         if block.copied is not None:
             self._copied.append(block.copied)
         if len(block.bad):
@@ -332,6 +344,7 @@ class _Making:
             "first_skipped": int(bad[0]) if len(bad) else -1,
             "zeros": self._zeros,
             "checksums": checksums,
+            "fit": [list(block) for block in self._fit],
             **copy_record(self._copied),
         }
         write_json(path.with_suffix(".json"), record)

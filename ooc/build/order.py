@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ooc.build.plan import Plan
+from ooc.build.searched import Searched
 from ooc.build.sizes import ORDER_BYTES
 from ooc.build.witness import Nearest
 from ooc.build.workers import Pool, in_order
@@ -37,7 +37,7 @@ _GAIN = 0.005
 
 def choose_order(
     segment: Segments,
-    plan: Plan,
+    plan: Searched,
     spread: FloatArray,
     x: FloatArray,
     nearest: Nearest,

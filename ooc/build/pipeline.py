@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ooc.build.begun import (
 from ooc.build.calibrate import calibrate
 from ooc.build.fill import fill as fill_shards
 from ooc.build.forecast import forecast
+from ooc.build.given import planned_queries
 from ooc.build.keys import keep_keys, kept_keys
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
@@ -51,10 +52,10 @@ from ooc.build.workers import workers
 from ooc.durable import read_json, remove_tree, write_json
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Note, Observer
-from ooc.index.layout import Header, Layout
+from ooc.index.layout import Header, Layout, SegmentLayout
 from ooc.index.lock import holder, publisher
 from ooc.index.order import Order, read_spread
-from ooc.index.segment import Segment
+from ooc.index.segment import Segment, open_vectors
 from ooc.mapping import release_free_memory
 from ooc.stores import Store, open_store
 from ooc.stores.keys import keys_of_rows, open_keys
@@ -283,7 +284,8 @@ class _Run(Work):
                 self._template = train_template(rows, plan, self.layout, pool, **watched)
         build.sample.unlink(missing_ok=True)
         if options.queries is not None and not build.witnesses.exists():
-            Witnesses.of(options.queries, plan).save(build)
+            given = planned_queries(options.queries, plan)
+            Witnesses.of(given, plan.seed, max(plan.witnesses, len(given))).save(build)
 
     def _trained(self, plan: Plan) -> Template:
         self._template = self._template or load_template(self.layout, plan)
@@ -356,23 +358,35 @@ class _Run(Work):
         earlier = self.layout.generation(FIRST_GENERATION)
         if witnesses is None and earlier.exists():  # published before, and no longer the live one
             before = read_json(earlier, what="the generation")
-            return {key: before[key] for key in ("order", "calibration") if key in before}
+            return {"times": [], **{key: before[key] for key in ("order", "calibration") if key in before}}
         moved = is_done(self.layout.segment(FIRST_SEGMENT), plan)
         place = self.layout.segment(FIRST_SEGMENT) if moved else build.segment
-        record: dict[str, Any] = {"order": Order().record, "calibration": {}}
+        record: dict[str, Any] = {"order": Order().record, "calibration": {}, "times": []}
         if witnesses is not None:
-            nearest = neighbours_found(shards_done(build), witnesses.depth, plan.lists_per_row)
+            nearest = neighbours_found(shards_done(build), witnesses.depth)
             watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
             spread = read_spread(self.layout)
-            order, calibration = calibrate(plan, place, spread, build.sketch, witnesses, nearest, **watched)
-            record = {"order": order, "calibration": calibration}
+            with self._searched_rows(place, plan) as rows:
+                measured = calibrate(
+                    plan, [place], spread, build.sketch, witnesses, nearest, rows=rows, **watched
+                )
+            record = dataclasses.asdict(measured)
         write_json(build.calibration, record)
         return record
+
+    @contextlib.contextmanager
+    def _searched_rows(self, place: SegmentLayout, plan: Plan) -> Iterator[Store]:
+        """The rows that a search compares: those of the segment, where it keeps any, else the store's."""
+        if not plan.copy_vectors:
+            yield self._store
+            return
+        with contextlib.closing(open_vectors(place)) as own:
+            yield own
 
     def publish(self, there: Begun, plan: Plan) -> dict[str, Any]:
         """Calibrate, and publish the segment; the figures."""
         measured = self._calibrate(there, plan)
-        report = self.report(plan)
+        report = {**self.report(plan), "times": measured.pop("times", [])}
         record = publish(plan, self.layout, report, measured, there.build.sketch, observer=self._emit)
         return self._figures(record, plan.forecast, already_built=False)
 

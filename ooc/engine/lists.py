@@ -120,7 +120,8 @@ class DiskLists:
         lists = faiss.OnDiskInvertedLists()
         lists.nlist, lists.code_size = self.nlist, self.code_size
         lists.lists.resize(self.nlist)
-        lists.set_all_lists_sizes(faiss.swig_ptr(np.ascontiguousarray(sizes, dtype=np.uint64)))
+        numbers = np.ascontiguousarray(sizes, dtype=np.uint64)  # lives until faiss has read it
+        lists.set_all_lists_sizes(faiss.swig_ptr(numbers))
         lists.totsize = found
         return _mapped(lists, path)
 

@@ -52,7 +52,7 @@ def test_neighbours_found_while_filling_are_the_true_ones(
     witnesses = Witnesses.load(build)
     assert witnesses is not None
     assert (len(witnesses.own), witnesses.deep) == (1375, 375)
-    nearest = neighbours_found(shards_done(build), witnesses.depth, 1)
+    nearest = neighbours_found(shards_done(build), witnesses.depth)
     for own, group, some in (
         (witnesses.own[375:], NEAR, slice(375, None)),
         (witnesses.own[:375], DEEP, slice(0, 375)),
@@ -133,7 +133,7 @@ def test_promised_recall_holds_for_rows_that_were_no_witnesses(
 ) -> None:
     index = tmp_path / "i.ooc"
     ooc.build(wide, index, metric=metric, copy_vectors="always", factory="HR,IVF128,RaBitQ")
-    rows = np.setdiff1d(np.arange(0, len(wide), 11), Witnesses.draw(_store(wide), _plan(wide, metric)).own)
+    rows = np.setdiff1d(np.arange(0, len(wide), 11), _drawn(wide, metric).own)
     for k in (1, 10, 100):
         _, truth = ooc.exact(wide, rows=rows, k=k, metric=metric)
         for target in (0.8, 0.9, 0.95, 0.99):
@@ -156,12 +156,10 @@ def _without(ids: Any, own: Any, k: int) -> Any:
     return np.take_along_axis(ids, order, axis=1)
 
 
-def _store(x: FloatArray) -> ooc.Store:
-    return ooc.open_store(x)
-
-
-def _plan(x: FloatArray, metric: Metric) -> ooc.Plan:
-    return ooc.plan(x, metric=metric, factory="HR,IVF128,RaBitQ")
+def _drawn(x: FloatArray, metric: Metric) -> Witnesses:
+    """The witnesses of a build of these rows."""
+    count = ooc.plan(x, metric=metric, factory="HR,IVF128,RaBitQ").witnesses
+    return Witnesses.draw(ooc.open_store(x), n=len(x), count=count, metric=metric, seed=0, on_bad="stop")
 
 
 def test_more_bytes_keep_more_recall(wide: FloatArray, tmp_path: Path) -> None:
@@ -286,6 +284,28 @@ def test_given_queries_go_with_a_build_in_stages(wide: FloatArray, tmp_path: Pat
     )
     assert one["calibration"] == other["calibration"]
     assert one["calibration"]["by"] == "queries"
+
+
+@pytest.mark.parametrize("count", [1, 40, 900, 1200, 1375])
+def test_few_queries_tell_of_ten_rows_and_of_a_hundred(count: int) -> None:
+    x = np.arange(count, dtype=np.float32)[:, None]
+    made = Witnesses.of(x, 0, 1375)
+    assert made.count == count
+    assert len(made.x) == len(made.own) <= 1375
+    deep, near = made.x[: made.deep, 0], made.x[made.deep :, 0]
+    assert len(deep) == min(count, 375)
+    assert len(near) == min(count, 1000)
+    assert len(np.unique(deep)) == len(deep)
+    assert len(np.unique(near)) == len(near)
+    assert set(deep) | set(near) == set(range(count))
+
+
+def test_more_queries_than_rows(tmp_path: Path) -> None:
+    x, queries = embeddings(300, 16), embeddings(800, 16, seed=1)[:500]
+    ooc.build(x, tmp_path / "i", queries=queries, copy_vectors="always")
+    with ooc.open_index(tmp_path / "i") as index:
+        assert index.promise is not None
+        assert index.promise.queries == 500
 
 
 @pytest.mark.parametrize(

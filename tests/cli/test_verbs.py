@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 VOLATILE = {
     "seconds", "time", "updated", "started", "finished", "pid", "host", "fingerprint", "digest",
     "private_bytes", "peak_private_bytes", "scratch_bytes", "peak_disk_bytes", "bytes", "rows_per_second",
-    "versions", "stages", "defaults", "recall",
+    "versions", "stages", "defaults", "recall", "times", "assignment_error",
     "memory_by_stage", "index_bytes", "list_sizes", "template_bytes", "checksums",
 }  # fmt: skip
 

@@ -291,3 +291,16 @@ def test_rows_of_another_width_and_a_changed_store(
     with pytest.raises(ooc.ConflictError, match="other rows now"):
         ooc.append(path, tmp_path / "base.npy")
     assert tree(path) == before
+
+
+@pytest.mark.parametrize("nlist", [32, 512, 4096])
+def test_the_engine_knows_the_sizes_of_lists_in_every_segment(tmp_path: Path, nlist: int) -> None:
+    """What it is told of them it reads where numpy has it, which must be there still."""
+    rows = embeddings(2 * max(N, nlist), 16)
+    half = len(rows) // 2
+    ooc.build(rows[:half], tmp_path / "i", factory=f"IVF{nlist},SQ8", copy_vectors="always")
+    ooc.append(tmp_path / "i", rows[half:])
+    with ooc.open_index(tmp_path / "i") as index:
+        lists = index._view().segments._lists
+        for file, sizes in zip(lists._files, lists.in_file, strict=True):
+            assert [file.list_size(i) for i in range(nlist)] == sizes.tolist()

@@ -39,7 +39,7 @@ from ooc.mapping import release_free_memory
 from ooc.stores.base import Block, Store
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["Shard", "fill", "report", "shards_done"]
+__all__ = ["Encoded", "Shard", "encode", "fill", "report", "shards_done"]
 
 #: How often a process looks whether a shard that another one holds is there.
 _LOOK_SECONDS = 0.5
@@ -177,8 +177,8 @@ class _Filling:
         if making.read < end - begin:
             raise Stopped("stopped while filling: the rows read so far are in a shard")
 
-    def _encode(self, block: Block) -> _Encoded:
-        return _encode(block, self._plan, self._template, self._copies, self._near)
+    def _encode(self, block: Block) -> Encoded:
+        return encode(block, self._plan, self._template, self._copies, self._near)
 
 
 def report(shards: list[Shard], at: Stage, *, whole: bool) -> dict[str, int]:
@@ -249,7 +249,7 @@ def _pieces(store: Store, plan: Plan, begin: int, end: int, stop: threading.Even
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Encoded:
+class Encoded:
     start: int
     count: int
     list_nos: IntArray
@@ -261,9 +261,7 @@ class _Encoded:
     fit: tuple[float, int]
 
 
-def _encode(
-    block: Block, plan: Plan, template: Template, copies: Copies | None, near: Neighbours
-) -> _Encoded:
+def encode(block: Block, plan: Plan, template: Template, copies: Copies | None, near: Neighbours) -> Encoded:
     """All the work on one block of rows, by one thread while the block is in its cache."""
     # The copy first: what it takes is free again before encoding takes more.
     copied = None if copies is None else copies.write(block.start, block.rows)
@@ -272,7 +270,7 @@ def _encode(
     low = None if template.basis is None else prepared.x @ template.basis
     found = near.look(block.start, prepared, low)
     list_nos, codes = template.encode(prepared.x, low, spill=plan.spill)
-    return _Encoded(
+    return Encoded(
         start=block.start,
         count=len(block.rows),
         list_nos=list_nos,
@@ -300,7 +298,7 @@ class _Making:
         #: Rows read so far.
         self.read = 0
 
-    def add(self, store: Store, block: _Encoded) -> None:
+    def add(self, store: Store, block: Encoded) -> None:
         at = slice(self.read, self.read + block.count)
         self._codes[at] = block.codes
         self._list_nos[at] = block.list_nos

@@ -34,6 +34,7 @@ from ooc.build.calibrate import calibrate
 from ooc.build.fill import fill as fill_shards
 from ooc.build.forecast import forecast
 from ooc.build.given import planned_queries
+from ooc.build.glance import Glance
 from ooc.build.keys import keep_keys, kept_keys
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
@@ -67,11 +68,13 @@ __all__ = ["build", "fill", "merge", "plan", "train"]
 
 def plan(store: StoreLike, options: Options, *, index: PathOrStr | None = None) -> Plan:
     """What a build will do and cost; see ``ooc.plan``, which takes the options one by one."""
+    began = time.monotonic()
     with open_store(store) as opened:
-        made = plan_store(opened, options)
+        glance = Glance(opened, options.metric, options.seed)
+        made = plan_store(opened, options, glance=glance)
         if index is not None:
             check_disk(Path(index), needed=made.peak_disk_bytes)
-        return dataclasses.replace(made, forecast=forecast(opened, made))
+        return dataclasses.replace(made, forecast=forecast(opened, made, glance, began))
 
 
 def build(
@@ -212,16 +215,20 @@ class _Run(Work):
         divided: Callable[[Plan], Team | None] = lambda plan: None,
     ) -> dict[str, Any]:
         """Plan, claim the directory, and run the stages as its one publisher."""
-        plan = plan_again(self._store, self.layout, options, self._emit)
-        fresh = not self.layout.is_index()
-        if not fresh and self.layout.live() is not None:
-            self._clear()
-            return self.nothing_to_do()
-        share = divided(plan)
-        check_room(self.layout, plan, scratch)
-        there = None if fresh else begun(self.layout)
-        expected = forecast(self._store, plan) if there is None else there.plan.forecast
-        plan = dataclasses.replace(plan, forecast=expected)
+        with self._memory:
+            glance = Glance(self._store, options.metric, options.seed)
+            plan = plan_again(self._store, self.layout, options, glance, self._emit)
+            fresh = not self.layout.is_index()
+            if not fresh and self.layout.live() is not None:
+                self._clear()
+                return self.nothing_to_do()
+            share = divided(plan)
+            check_room(self.layout, plan, scratch)
+            there = None if fresh else begun(self.layout)
+            expected = None if there is None else there.plan.forecast
+            expected = expected or forecast(self._store, plan, glance, self._began)
+            plan = dataclasses.replace(plan, forecast=expected)
+            del glance
         # Refuses what is not ours.
         self.layout.claim(Header(d=plan.d, metric=plan.metric, features=plan.features))
         with publisher(self.layout.lock):
@@ -420,7 +427,7 @@ class _Run(Work):
             "bytes": sum(bytes_below(path) for path in (self.layout.template, *segments)) + sketch_bytes,
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
-            "peak_private_bytes": self._peak,
+            "peak_private_bytes": self._memory.peak,
             "forecast": None if expected is None else dataclasses.asdict(expected),
             "already_built": already_built,
         }

@@ -112,10 +112,7 @@ class Witnesses:
         prepared = prepare(taken[np.argsort(order)], metric)
         if len(prepared.bad) and on_bad == "stop":
             raise bad_rows_error(store, int(rows[prepared.bad[0]]), len(prepared.bad), "of those drawn")
-        good = np.ones(len(rows), bool)
-        good[prepared.bad] = False
-        if metric == "cosine":  # everything is as near to a row of zeros
-            good &= prepared.x.any(axis=1)
+        good = prepared.comparable(metric)
         x = np.ascontiguousarray(prepared.x[good], dtype=np.float32)
         return cls(own=rows[good], x=x, deep=int(good[:deep].sum()), count=len(x))
 
@@ -132,6 +129,12 @@ class Witnesses:
         x, count = np.concatenate((x[order[len(x) - deep :]], x[order[:near]])), len(x)
         own = np.full(len(x), -1, np.int64)
         return cls(own=own, x=np.ascontiguousarray(x), deep=deep, count=count)
+
+    @classmethod
+    def no_rows(cls, x: FloatArray) -> Witnesses:
+        """Queries ``(q, d)``, prepared, that are no rows of the store."""
+        own = np.full(len(x), -1, np.int64)
+        return cls(own=own, x=x, deep=round(_DEEP_SHARE * len(x)), count=len(x))
 
     @classmethod
     def load(cls, build: BuildLayout) -> Witnesses | None:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ooc
-from ooc.build.calibrate import _rank_at, _ranks, _Scan
+from ooc.build.scans import MOST_CANDIDATES, Scan, rank_among, rank_at
+from ooc.build.scans import NOT_FOUND as FAR
 from ooc.build.shards import shards_done
 from ooc.build.sweep import Sweep
 from ooc.build.witness import DEEP, NEAR, Witnesses, neighbours_found
@@ -226,23 +227,33 @@ def test_rows_that_are_left_out_are_no_witnesses(tmp_path: Path) -> None:
 
 
 def test_ranks_are_places() -> None:
-    ids = np.array([[5, 3, 9, -1], [2, 5, -1, -1]])
-    truth = np.array([[9, 5, 4], [5, -1, 9]])
-    rank = _ranks(ids, truth)
-    assert rank[0, :2].tolist() == [2, 0]
-    assert rank[1, 0] == 1
-    assert (rank[[0, 1, 1], [2, 1, 2]] > 10**9).all()
+    keys = [np.float32([3, 1, 2]), np.float32([0, 2, 2, 9])]
+    ids = [np.array([4, 7, 9]), np.array([5, 8, 1, 2])]
+    rank = rank_among(keys, ids, np.array([9, 5, 4, 8, 3, -1]))
+    # 7 9 4; then 5 7 1 8 9 4 2: of rows as near the lower number comes first.
+    assert rank.tolist() == [[1, FAR, 2, FAR, FAR, FAR], [4, 0, 5, 3, FAR, FAR]]
+
+
+def test_ranks_where_a_row_comes_twice() -> None:
+    keys = [np.float32([3, 1, 2]), np.float32([0, 5, 2])]
+    ids = [np.array([4, 7, 9]), np.array([4, 7, 8])]
+    assert rank_among(keys, ids, np.array([4, 7, 9])).tolist() == [[2, 0, 1], [0, 1, 3]]
+
+
+def test_ranks_beyond_all_candidates_are_as_good_as_none() -> None:
+    n = 2 * MOST_CANDIDATES
+    rank = rank_among([np.arange(n, dtype=np.float32)], [np.arange(n)], np.array([5, MOST_CANDIDATES, n - 1]))
+    assert rank.tolist() == [[5, FAR, FAR]]
 
 
 def test_ranks_between_scans_lie_between() -> None:
-    far = np.iinfo(np.int64).max // 2
-    scans = [_Scan(nprobe=4, rank=np.array([[0, 10, far]])), _Scan(nprobe=8, rank=np.array([[0, 40, 7]]))]
+    scans = [Scan(nprobe=4, rank=np.array([[0, 10, FAR]])), Scan(nprobe=8, rank=np.array([[0, 40, 7]]))]
     within = np.array([[1, 2, 6]])
-    between = _rank_at(np.array([6]), within, scans)[0]
+    between = rank_at(np.array([6]), within, scans)[0]
     assert between[0] == 0
     assert 10 < between[1] < 40
     assert between[2] == 7
-    beyond = _rank_at(np.array([32]), within, scans)[0]
+    beyond = rank_at(np.array([32]), within, scans)[0]
     assert beyond[1] > 40
 
 

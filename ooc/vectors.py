@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ooc.types import FloatArray, IntArray
 
-__all__ = ["narrow", "normalise", "pick", "widen"]
+__all__ = ["narrow", "normalise", "pick", "places", "widen"]
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -56,6 +56,13 @@ def normalise(x: FloatArray, squares: FloatArray | None = None) -> tuple[FloatAr
     unit = x / norms[:, None]
     unit[odd] = wide / np.where(zero, 1, lengths)[:, None]
     return unit, int(zero.sum())
+
+
+def places(order: IntArray) -> IntArray:
+    """The place of each number in its line of ``order`` ``(m, n)``, of all numbers from 0 to n - 1."""
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(order.shape[1])[None], axis=1)
+    return place
 
 
 def pick(a: NDArray[_T], columns: IntArray) -> NDArray[_T]:

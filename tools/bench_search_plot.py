@@ -52,7 +52,7 @@ def draw(result: dict[str, Any], stem: Path) -> list[Path]:
     what = f"{settings['rows']:,} x {settings['dim']}".replace(",", " ")
     modes = {"single": "one client", "threads": f"{settings['threads']} threads", "batch": "batches"}
     curves = {about: by_recall(result, mode) for mode, about in modes.items() if by_recall(result, mode)}
-    colours = dict(zip(result["sides"], plt.get_cmap("tab20").colors, strict=False))
+    colours = dict(zip(result["sides"], map(plt.get_cmap("tab20"), range(20)), strict=False))
     if curves:
         figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4.5), squeeze=False)
         for axis, (about, series) in zip(axes[0], curves.items(), strict=True):

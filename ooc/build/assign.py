@@ -106,7 +106,7 @@ class Assigner:
 
         In squared distances for ``l2``, else in products; infinity where no other is known.
         """
-        numbers = self._few(x)[:, :2] if self._nearest is None else self._nearest.candidates(x, 4)
+        numbers = self._two(x) if self._nearest is None else self._nearest.candidates(x, 4)
         found = self._exact.compare(x, numbers)
         far = found if self._l2 else -found
         gaps = np.where(numbers[:, 1:] != numbers[:, :1], far[:, 1:] - far[:, :1], np.inf)
@@ -118,8 +118,8 @@ class Assigner:
         The two differ; there must be at least two lists.
         """
         numbers = self._few(x, low)
-        near = self._squared(x, numbers)
-        between = self._squared(self._exact.rows[numbers[:, 0]], numbers)
+        near = self.squared(x, numbers)
+        between = self.squared(self._exact.rows[numbers[:, 0]], numbers)
         to_first = near[:, :1]
         # r·r' from the three squared distances of the triangle: no residual is ever made.
         along = (to_first + near - between) / 2
@@ -139,6 +139,18 @@ class Assigner:
             scores -= self._half[first : first + _TILE]
         return scores
 
+    def _two(self, x: FloatArray) -> IntArray:
+        """As the first two of ``_few``, of several centroids that are all compared, in less memory."""
+        found, scores = np.empty((len(x), 0), np.int64), np.empty((len(x), 0), np.float32)
+        for first in range(0, self.nlist, _TILE):
+            some = self._scores(x, first)
+            for _ in range(min(2, some.shape[1])):
+                best = some.argmax(axis=1)[:, None]
+                found = np.concatenate((found, best + first), axis=1)
+                scores = np.concatenate((scores, pick(some, best)), axis=1)
+                np.put_along_axis(some, best, -np.inf, axis=1)
+        return pick(found, np.lexsort((found, -scores), axis=1)[:, :2])
+
     def _few(self, x: FloatArray, low: FloatArray | None = None) -> IntArray:
         """The few nearest centroids of each row, nearest first: the first is what ``assign`` gives."""
         if self._nearest is not None:
@@ -153,8 +165,11 @@ class Assigner:
         order = np.lexsort((found, -scores), axis=1)[:, :_SPILL_AMONG]
         return pick(found, order)
 
-    def _squared(self, x: FloatArray, numbers: IntArray) -> FloatArray:
-        """Squared distances to centroids; with unit centroids, of the rows scaled to unit length."""
+    def squared(self, x: FloatArray, numbers: IntArray) -> FloatArray:
+        """Squared distances of rows ``(m, d)`` to centroids ``numbers`` ``(m, c)``.
+
+        With unit centroids, of the rows scaled to unit length.
+        """
         found = self._exact.compare(x, numbers)
         if self._l2:
             return found

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ooc.build.choose import Compared
+from ooc.build.glance import Glance
 from ooc.build.plan import Options, Plan, plan_store
 from ooc.build.shards import Numbered, format_numbers
 from ooc.durable import make_directory, read_json, remove_tree, sync_directory, write_json
@@ -118,16 +120,21 @@ def published(layout: Layout) -> dict[str, Any] | None:
     return None if live is None else read_json(layout.generation(live), what=f"generation {live}")
 
 
-def _earlier(layout: Layout) -> tuple[Mapping[str, Any] | None, bool]:
-    """The identity of the build that is there, finished or not; whether its code was chosen for it."""
+def _earlier(layout: Layout) -> tuple[Mapping[str, Any] | None, bool, tuple[Compared, ...]]:
+    """The identity of the build that is there, finished or not; whether its code was chosen, and among which.
+
+    Of a finished one its report knows among which.
+    """
     record = published(layout)
     if record is not None:
-        return dict(record["plan"]), bool(record.get("chosen", False))
+        return dict(record["plan"]), bool(record.get("chosen", False)), ()
     there = begun(layout) if layout.is_index() else None
-    return (None, False) if there is None else (there.plan.identity, there.plan.chosen)
+    if there is None:
+        return None, False, ()
+    return there.plan.identity, there.plan.chosen, there.plan.compared
 
 
-def plan_again(store: Store, layout: Layout, options: Options, observer: Observer) -> Plan:
+def plan_again(store: Store, layout: Layout, options: Options, glance: Glance, observer: Observer) -> Plan:
     """The plan; for as many rows as an earlier run had, where the store has grown since.
 
     Raises
@@ -135,14 +142,14 @@ def plan_again(store: Store, layout: Layout, options: Options, observer: Observe
     ConflictError
         What is in the directory is of another plan, or of other rows.
     """
-    earlier, chosen = _earlier(layout)
+    earlier, chosen, compared = _earlier(layout)
     if earlier is None:
-        return plan_store(store, options)
+        return plan_store(store, options, glance=glance)
     again = options
     if chosen and options.factory is None and options.template is None:
         # It was measured, and would be again.
         again = dataclasses.replace(options, factory=earlier["factory"])
-    plan = plan_store(store, again)
+    plan = plan_store(store, again, glance=glance)
     if earlier["n"] < store.n:
         prefix = plan_store(store, again, n=earlier["n"])
         if prefix.fingerprint == earlier["fingerprint"]:
@@ -153,7 +160,7 @@ def plan_again(store: Store, layout: Layout, options: Options, observer: Observe
             observer(Note(message=message, kind="store-grown"))
             plan = prefix
     _see_same(store, layout, plan.identity, earlier)
-    return dataclasses.replace(plan, chosen=chosen)
+    return dataclasses.replace(plan, chosen=chosen, compared=compared)
 
 
 def plan_as_begun(

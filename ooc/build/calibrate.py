@@ -13,80 +13,57 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ooc.build.order import choose_order
-from ooc.build.plan import Plan
-from ooc.build.sizes import MOST_CANDIDATES, ORDER_BYTES, SCANNED
+from ooc.build.first import MOST_LOST, first_lost, first_met, one_lost
+from ooc.build.order import choose_order, sketch_lists
+from ooc.build.scans import MOST_CANDIDATES, Scan, rank_at, scan
+from ooc.build.searched import Searched
+from ooc.build.sizes import ORDER_BYTES
+from ooc.build.times import times
 from ooc.build.witness import DEEP, Nearest, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.errors import Stopped
 from ooc.events import Observer, Stage, ignore, stage
+from ooc.index.dead import Dead
 from ooc.index.layout import SegmentLayout
 from ooc.index.segment import Segments
-from ooc.search.best import best, once
-from ooc.search.budget import Budget
 from ooc.search.kind import FAR, nearness
 from ooc.search.promise import PAGE_BYTES, TABLED_K, lower
-from ooc.search.scan import candidates
-from ooc.search.trace import NOTHING
+from ooc.stores import Store
 from ooc.types import AnyArray, FloatArray, IntArray
+from ooc.vectors import places
 
-__all__ = ["calibrate"]
+__all__ = ["Calibrated", "calibrate"]
 
 #: Settings lie so far apart: eight to a doubling.
 _STEPS = 8
+#: Witnesses whose lists are scanned.
+_SCANNED = 256
 #: How many entries of lists are scanned for each row of the index, and at least.
 _ENTRIES_A_ROW, _ENTRIES_LEAST = 8, 1 << 20
 #: Witnesses that a thread looks at together.
-_TILE, _SCAN_TILE = 64, 16
+_TILE = 64
 #: Lists are scanned until they hold this share of all neighbours.
 _ENOUGH = 0.999
 #: A query looks into so many times as many lists as the mean does, at most.
 _MOST_TIMES = 1.5
-#: What a power loses in rounding.
-_ROUNDED = 1e-9
 #: What is kept of the settings: each that recalls more than all cheaper ones, by at least this.
 _GAIN = 5e-4
 
 
-def calibrate(
-    plan: Plan,
-    place: SegmentLayout,
-    spread: FloatArray,
-    sketch: Path,
-    witnesses: Witnesses,
-    nearest: Nearest,
-    *,
-    observer: Observer = ignore,
-    stop: threading.Event | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Choose the order of the lists and measure recall over a grid of settings; their records, JSON-ready.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What was measured, as JSON-ready records.
 
-    Parameters
+    Attributes
     ----------
-    plan : Plan
-        Metric, and how long a row is that a search reads.
-    place : SegmentLayout
-        The merged lists.
-    spread : (nlist,) float32
-        How far the rows of each list spread.
-    sketch : Path
-        Where the sketch of the centroids is to be written, if there is to be one.
-    witnesses, nearest : Witnesses, Nearest
-        Queries and their true neighbours.
-    observer : callable
-        Is told events; queries are counted.
-    stop : threading.Event, optional
-        When set, ``Stopped`` is raised.
-
-    Returns
-    -------
     order : dict
         ``handicap``: the strength of it. ``sketch``: whether there is one.
     calibration : dict
@@ -95,36 +72,95 @@ def calibrate(
         ``settings``: by k (text), lines of ``nprobe`` at most, ``candidates``, ``recall``, its lower bound,
         bytes of lists and rows that a query reads, and how far lists may be; those that recall more than all
         cheaper ones, from the cheapest on. Empty where there are no witnesses.
+    times : list of dict
+        What a query took at some settings, see ``ooc.build.times``: unlike the others, never the same again.
+    """
+
+    order: dict[str, Any]
+    calibration: dict[str, Any]
+    times: list[dict[str, Any]]
+
+
+def calibrate(
+    plan: Searched,
+    layouts: Sequence[SegmentLayout],
+    spread: FloatArray,
+    sketch: Path,
+    witnesses: Witnesses,
+    nearest: Nearest,
+    *,
+    rows: Store | None = None,
+    dead: Dead | None = None,
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
+) -> Calibrated:
+    """Choose the order of the lists and measure recall over a grid of settings.
+
+    Parameters
+    ----------
+    plan : Searched
+        Metric, and how long a row is that a search reads: a plan, or what is known of an index.
+    layouts : sequence of SegmentLayout
+        The merged lists, of one segment or several.
+    spread : (nlist,) float32
+        How far the rows of each list spread.
+    sketch : Path
+        Where the sketch of the centroids is to be written, if there is to be one.
+    witnesses, nearest : Witnesses, Nearest
+        Queries and their true neighbours.
+    rows : Store, optional
+        Where a search takes exact distances from; without it no times are measured.
+    dead : Dead, optional
+        Rows in the lists that do not count.
+    observer : callable
+        Is told events; queries are counted.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
     """
     queries = len(witnesses.x)
     with (
         stage(observer, "calibrate", queries, unit="queries") as at,
-        workers(plan.threads) as pool,
         contextlib.ExitStack() as opened,
+        workers(plan.threads) as pool,  # ends before what it reads is closed
     ):
-        segment = opened.enter_context(contextlib.closing(Segments([place], plan.lists_per_row)))
-        order = choose_order(segment, plan, spread, witnesses.x, nearest, sketch, pool, stop)
+        segment = opened.enter_context(contextlib.closing(Segments(layouts, plan.lists_per_row)))
+        order = choose_order(segment, plan, spread, witnesses.x, nearest, pool, stop)
+        # By one thread, while the others go on: only scans ask it for lists.
+        sketching = pool.submit(sketch_lists, segment, plan, order, sketch)
         if not queries:
-            return order.record, {}
-        segment = opened.enter_context(contextlib.closing(Segments([place], plan.lists_per_row, order)))
-        steps = _steps(segment, witnesses.x)
-        within, counts, near, list_bytes = _within(segment, plan, witnesses.x, nearest, steps, pool, at, stop)
-        some, scans = _scans(segment, plan, witnesses.x, nearest, within, pool, stop)
+            return Calibrated(order=sketching.result().record, calibration={}, times=[])
+        ordered = opened.enter_context(contextlib.closing(Segments(layouts, plan.lists_per_row, order)))
+        steps = _steps(ordered, witnesses.x)
+        within, counts, near, list_bytes = _within(ordered, plan, witnesses.x, nearest, steps, pool, at, stop)
+        order = sketching.result()
+        segment = opened.enter_context(contextlib.closing(Segments(layouts, plan.lists_per_row, order)))
+        some = np.unique(np.linspace(0, queries - 1, min(_SCANNED, queries)).astype(np.int64))
+        scans = scan(
+            segment,
+            witnesses.x[some],
+            nearest.rows[some],
+            _last(segment, within[nearest.rows >= 0], plan.n, len(some)),
+            plan.metric,
+            pool,
+            threads=plan.threads,
+            selector=None if dead is None else dead.selector,
+            stop=stop,
+        )
         row_bytes = plan.row_bytes + PAGE_BYTES - 1
         settings = {
             str(measured.k): _frontier(steps, measured, list_bytes, row_bytes)
             for measured in _measured(counts, within, some, scans, nearest, witnesses.deep, plan.n)
         }
+        calibration = {
+            "by": witnesses.by,
+            "queries": witnesses.count,
+            "scanned": len(some),
+            "far": round(float(np.quantile(near, FAR)), 6),
+            "settings": settings,
+        }
+        measured = times(segment, rows, plan, calibration, witnesses.x, dead, stop)
         at.figures.update(queries=queries, scanned=len(some), handicap=order.record["handicap"])
-    by = "queries" if plan.queries else "rows"
-    far = round(float(np.quantile(near, FAR)), 6)
-    return order.record, {
-        "by": by,
-        "queries": queries,
-        "scanned": len(some),
-        "far": far,
-        "settings": settings,
-    }
+    return Calibrated(order=order.record, calibration=calibration, times=measured)
 
 
 def _grid(last: int) -> IntArray:
@@ -153,7 +189,7 @@ def _steps(segment: Segments, x: FloatArray) -> _Steps:
     step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
     sums = np.zeros(len(lists))
     for part in _slices(len(some), step):
-        sums += _ordered(segment, segment.transform(some[part]))[1][:, lists - 1].sum(
+        sums += _ordered(segment, segment.transform(some[part]))[2][:, lists - 1].sum(
             axis=0, dtype=np.float64
         )
     reach = np.array([float(f"{value:.6g}") for value in sums / len(some)])
@@ -162,15 +198,15 @@ def _steps(segment: Segments, x: FloatArray) -> _Steps:
     return _Steps(nprobe=most, reach=np.maximum.accumulate(reach))
 
 
-def _ordered(segment: Segments, y: FloatArray) -> tuple[IntArray, FloatArray]:
-    """All lists of transformed queries in their order, and how far a search must reach for each."""
+def _ordered(segment: Segments, y: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
+    """All lists of transformed queries in their order, how far the first is, and the reach each takes."""
     order, found = segment.order(y)
-    return order, segment.reaches(y, found, order)
+    return order, found[:, 0], segment.reaches(y, found, order)
 
 
 def _within(
     segment: Segments,
-    plan: Plan,
+    plan: Searched,
     x: FloatArray,
     nearest: Nearest,
     steps: _Steps,
@@ -187,13 +223,11 @@ def _within(
 
     def one(some: slice) -> tuple[slice, IntArray, IntArray, AnyArray, AnyArray]:
         y = segment.transform(x[some])
-        close = nearness(segment.coarse(y, 1)[0][:, 0], y, plan.metric)
-        order, reaches = _ordered(segment, y)
+        order, found, reaches = _ordered(segment, y)
+        close = nearness(found, y, plan.metric)
         probed = steps.of(reaches)
-        rank: AnyArray = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(segment.nlist)[None], axis=1)
         queries = np.arange(len(order))[:, None, None]
-        met = rank[queries, nearest.lists[some]].min(axis=2) + 1
+        met = places(order)[queries, nearest.lists[some]].min(axis=2) + 1
         read = np.cumsum(segment.list_bytes(order), axis=1)
         return some, met, probed, close, np.take_along_axis(read, probed - 1, axis=1).sum(axis=0)
 
@@ -213,96 +247,12 @@ def _slices(count: int, step: int) -> Iterator[slice]:
     return (slice(first, min(first + step, count)) for first in range(0, count, step))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scan:
-    """After a scan of ``nprobe`` lists: the rank of each neighbour by code ``(s, k)``, from 0."""
-
-    nprobe: int
-    rank: IntArray
-
-
-#: The rank of what was not found.
-_NOT_FOUND = np.iinfo(np.int64).max // 2
-
-
-def _scans(
-    segment: Segments,
-    plan: Plan,
-    x: FloatArray,
-    nearest: Nearest,
-    within: IntArray,
-    pool: Pool,
-    stop: threading.Event | None,
-) -> tuple[IntArray, list[_Scan]]:
-    """Which witnesses were scanned, and their neighbours' ranks after 1, 4, 16 .. lists."""
-    scanned = np.unique(np.linspace(0, len(x) - 1, min(SCANNED, len(x))).astype(np.int64))
+def _last(segment: Segments, there: IntArray, n: int, scanned: int) -> int:
+    """How many lists of each witness are scanned; ``there`` ``(m,)`` are places of those of neighbours."""
     mean = max(1, segment.entries / segment.nlist)
-    allowed = max(_ENTRIES_A_ROW * plan.n, _ENTRIES_LEAST) / (mean * len(scanned))
-    there = within[nearest.rows >= 0]
+    allowed = max(_ENTRIES_A_ROW * n, _ENTRIES_LEAST) / (mean * scanned)
     enough = int(np.quantile(there, _ENOUGH)) if len(there) else 1
-    last = max(1, min(enough, segment.nlist, int(allowed)))
-
-    def one(some: slice) -> list[IntArray]:
-        Stopped.raise_if(stop)
-        which = scanned[some]
-        return _scan(segment, plan, x[which], nearest.rows[which], last)
-
-    parts = list(in_order(pool, one, _slices(len(scanned), _SCAN_TILE), plan.threads))
-    ranks = (np.concatenate([part[i] for part in parts]) for i in range(len(parts[0])))
-    return scanned, [_Scan(nprobe=p, rank=r) for p, r in zip(_stops(last), ranks, strict=True)]
-
-
-def _scan(segment: Segments, plan: Plan, x: FloatArray, truth: IntArray, last: int) -> list[IntArray]:
-    """The ranks ``(s, k)`` of true neighbours by code, after each step of the lists scanned."""
-    y = segment.transform(x)
-    coarse, lists = segment.coarse(y, last)
-    most = min(MOST_CANDIDATES, plan.n)
-    found, ids = np.empty((len(y), 0), np.float32), np.empty((len(y), 0), np.int64)
-    ranks, first = [], 0
-    for end in _stops(last):
-        some = np.ascontiguousarray(lists[:, first:end])
-        more = candidates(
-            segment,
-            y,
-            np.ascontiguousarray(coarse[:, first:end]),
-            some,
-            max(1, min(most, int(segment.sizes[some].sum(axis=1).max()))),
-            plan.metric,
-            budget=Budget.of(None),
-            ahead="all",
-            trace=NOTHING,
-        )
-        both = np.concatenate((found, more[0]), axis=1), np.concatenate((ids, more[1]), axis=1)
-        # A row in two lists may have come twice.
-        both = once(*both, plan.metric) if plan.lists_per_row > 1 else both
-        found, ids = best(*both, min(most, both[0].shape[1]), plan.metric)
-        ranks.append(_ranks(ids, truth))
-        first = end
-    return ranks
-
-
-def _stops(last: int) -> Iterator[int]:
-    """1, 4, 16 .. and the last."""
-    at = 1
-    while at < last:
-        yield at
-        at *= 4
-    yield last
-
-
-def _ranks(ids: IntArray, truth: IntArray) -> IntArray:
-    """The place of each true neighbour ``(s, k)`` among ``ids`` ``(s, m)``."""
-    end = max(int(ids.max(initial=0)), int(truth.max(initial=0))) + 1
-    query = np.arange(len(ids))[:, None] * end
-    wanted = np.where(truth >= 0, query + truth, -1).reshape(-1)
-    order = np.argsort(wanted)
-    ordered = wanted[order]
-    have = np.where(ids >= 0, query + ids, -2).reshape(-1)
-    place = np.searchsorted(ordered, have)
-    hit = np.flatnonzero((place < len(ordered)) & (ordered[np.minimum(place, len(ordered) - 1)] == have))
-    rank = np.full(wanted.shape, _NOT_FOUND)
-    rank[order[place[hit]]] = hit % ids.shape[1]
-    return rank.reshape(truth.shape)
+    return max(1, min(enough, segment.nlist, int(allowed)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +269,7 @@ def _measured(
     probed_at: IntArray,
     within: IntArray,
     some: IntArray,
-    scans: list[_Scan],
+    scans: list[Scan],
     nearest: Nearest,
     deep: int,
     n: int,
@@ -335,25 +285,28 @@ def _measured(
     # Rows as far as the k-th will do as well; of these as many as are known.
     last = {k: nearest.keys[np.arange(len(there)), np.maximum(counts[k], 1) - 1] for k in tabled}
     right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}
+    # Of the first neighbour the next nearest tell, too: as many as each witness has.
+    few = int(there[of[1]].sum(axis=1).min()) if 1 in tabled else 0
+    ranks = range(1, min(few, MOST_LOST) + 1)
+    firsts = {m: there & (nearest.keys <= nearest.keys[:, m - 1 : m]) for m in ranks}
     asked = _grid(most)
     found = {k: np.empty((2, probed_at.shape[1], len(asked))) for k in tabled}
     rows = np.arange(len(some))[:, None] * (len(asked) + 1)
     for i, probed in enumerate(probed_at.T):
         met = within <= probed[:, None]
-        cell = rows + np.searchsorted(asked, _rank_at(probed[some], within[some], scans), side="right")
+        cell = rows + np.searchsorted(asked, rank_at(probed[some], within[some], scans), side="right")
         for k in tabled:
-            right_met = met & right[k]
-            # Where several are as far as the k-th more than k may be found.
-            share = _share(np.minimum(right_met.sum(axis=1), counts[k]), counts[k])
-            hits = np.bincount(cell[right_met[some]], minlength=len(some) * (len(asked) + 1))
-            got = np.cumsum(hits.reshape(len(some), -1)[:, :-1], axis=1)
-            got = np.minimum(got, counts[k][some][:, None])
-            lost = share[some][:, None] - _share(got, counts[k][some][:, None])
-            if k == 1:
-                # One row says little: the second nearest, a little harder to find, is asked too.
-                share = _share((met & there)[:, :2].sum(axis=1), np.minimum(there.sum(axis=1), 2))
-            share, lost = share[of[k]], lost[scanned[k]]
-            found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, k=k)
+            if k == 1 and few:
+                share = first_met(met[of[k], :few])
+                each = [_lost(met & firsts[m], np.full(len(met), m), some, cell, len(asked)) for m in ranks]
+                lost, one = first_lost([part[scanned[k]] for part in each], asked), one_lost(asked, len(each))
+            else:
+                right_met = met & right[k]
+                # Where several are as far as the k-th more than k may be found.
+                share = _share(np.minimum(right_met.sum(axis=1), counts[k]), counts[k])[of[k]]
+                lost = _lost(right_met, counts[k], some, cell, len(asked))[scanned[k]]
+                one = np.full(len(asked), 1 / k)
+            found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, one)
     for k in tabled if most == n else ():
         found[k][:, -1, -1] = 1  # every row of every list
     return [
@@ -367,55 +320,24 @@ def _measured(
     ]
 
 
+def _lost(
+    right_met: NDArray[np.bool_], counts: IntArray, some: IntArray, cell: IntArray, steps: int
+) -> AnyArray:
+    """What share the code misses of neighbours whose lists are met, of witnesses ``some``: ``(s, steps)``.
+
+    ``cell`` ``(s, k)`` says at which step of the candidates each is among them, of all witnesses one by one.
+    """
+    counts, met = counts[some][:, None], right_met[some]
+    hits = np.bincount(cell[met], minlength=len(some) * (steps + 1)).reshape(len(some), -1)
+    got = np.minimum(np.cumsum(hits[:, :-1], axis=1), counts)
+    share = _share(np.minimum(met.sum(axis=1, keepdims=True), counts), counts)
+    return share - _share(got, counts)
+
+
 def _share(found: AnyArray, count: IntArray) -> AnyArray:
     """What part of the neighbours was found; all, where there are none."""
     share: AnyArray = found / np.maximum(count, 1)
     return np.where(count > 0, share, 1.0)
-
-
-def _rank_at(probed: IntArray, within: IntArray, scans: list[_Scan]) -> IntArray:
-    """The rank by code ``(s, k)`` of each neighbour after ``probed`` lists ``(s,)``, between what scans gave.
-
-    More lists bring more rows that look nearer, in proportion: ranks grow with a power of their number.
-    Beyond the last scan they are taken to grow as they did up to it; neighbours that were in no list scanned
-    have the ranks of those that were, dealt out at random.
-    """
-    stops = np.array([scan.nprobe for scan in scans])
-    ranks = np.stack([scan.rank for scan in scans])
-    at = np.searchsorted(stops, probed)
-    queries = np.arange(len(probed))
-    upper, lower_ = np.minimum(at, len(scans) - 1), np.maximum(np.minimum(at, len(scans) - 1) - 1, 0)
-    high, low = ranks[upper, queries], ranks[lower_, queries]
-    wide = np.log(stops[upper] / stops[lower_])
-    here = np.clip(probed, stops[0], stops[-1])
-    part = np.where(wide > 0, np.log(here / stops[lower_]) / np.where(wide > 0, wide, 1), 1)[:, None]
-    both = (low < _NOT_FOUND) & (high < _NOT_FOUND)
-    between = (np.where(both, low, 0) + 1.0) ** (1 - part) * (np.where(both, high, 0) + 1.0) ** part - 1
-    rank = np.where(both, np.ceil(between - _ROUNDED), high).astype(np.int64)
-    beyond = at == len(scans)
-    if beyond.any():
-        rank[beyond] = _beyond(probed, within, scans)[beyond]
-    return rank
-
-
-def _beyond(probed: IntArray, within: IntArray, scans: list[_Scan]) -> IntArray:
-    high = scans[-1]
-    seen = within <= high.nprobe
-    growth = 0.0
-    if len(scans) > 1:
-        low = scans[-2]
-        both = (low.rank < _NOT_FOUND) & (high.rank < _NOT_FOUND)
-        if both.any():
-            ratios = np.log((high.rank[both] + 1) / (low.rank[both] + 1))
-            growth = float(ratios.mean()) / float(np.log(high.nprobe / low.nprobe))
-    times = np.maximum(probed / high.nprobe, 1)[:, None] ** growth
-    rank = np.where(high.rank < _NOT_FOUND, np.ceil((high.rank + 1) * times) - 1, _NOT_FOUND).astype(np.int64)
-    if seen.any() and not seen.all():
-        known = np.sort(rank[seen])
-        unseen = np.flatnonzero(~seen.reshape(-1))
-        spread = ((np.arange(len(unseen)) + 0.5) / len(unseen) * len(known)).astype(np.int64)
-        rank.reshape(-1)[unseen] = known[np.random.default_rng(0).permutation(spread)]
-    return rank
 
 
 def _frontier(

@@ -21,27 +21,18 @@ from functools import partial
 import numpy as np
 
 from ooc.build.assign import Assigner
-from ooc.build.draw import draw
 from ooc.build.factory import CODES, parse_factory
+from ooc.build.glance import QUERIES
 from ooc.build.kmeans import kmeans
-from ooc.build.rows import prepare
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import ID_BYTES, code_distances
 from ooc.errors import PlanError
 from ooc.search.promise import PAGE_BYTES
-from ooc.stores import Store
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
+from ooc.vectors import places
 
 __all__ = ["Compared", "choose_code"]
 
-#: Rows that stand for all: one of so many, and how many at least and at most.
-_ONE_OF, _LEAST_ROWS, _MOST_ROWS = 32, 512, 4096
-#: And at most so many values, whatever the dimensions.
-_MOST_VALUES = 1 << 21
-#: Rows that stand for queries, or queries.
-_QUERIES = 128
-#: Rows of a store in chunks are drawn from so many of these, and so many bytes of them, decoded.
-_CHUNKS, _CHUNK_BYTES = 32, 128 << 20
 #: Fewer rows than this tell nothing.
 _FEW = 64
 #: Rows of a list.
@@ -89,7 +80,7 @@ class Compared:
 
 
 def choose_code(
-    store: Store,
+    rows: FloatArray,
     metric: Metric,
     seed: int,
     threads: int,
@@ -104,10 +95,10 @@ def choose_code(
 
     Parameters
     ----------
-    store : Store
-        Of its first ``n`` rows.
+    rows : (m, d) float32
+        Some of the ``n`` rows, as a glance has them.
     seed : int
-        Of the draw, the rotation and k-means.
+        Of the rotation and k-means.
     threads : int
         Make it faster and change nothing.
     row_bytes : int
@@ -115,15 +106,15 @@ def choose_code(
     queries : (q, d) float32, optional
         Those that will be asked, prepared for the metric; default: rows.
     """
-    codes = _codes(n, store.d, metric)
-    x = _rows(store, metric, seed, n)
+    codes = _codes(n, rows.shape[1], metric)
+    x = rows
     if queries is None:
-        asked = max(1, min(_QUERIES, len(x) // 4))
+        asked = max(1, min(QUERIES, len(x) // 4))
         # Spread over those drawn, which are in the order of the store.
         at = np.unique(np.linspace(0, len(x) - 1, asked).astype(np.int64)) if len(x) else np.empty(0, int)
         xq, x = x[at], np.delete(x, at, axis=0)
     else:
-        xq = queries[np.unique(np.linspace(0, len(queries) - 1, _QUERIES).astype(np.int64))]
+        xq = queries[np.unique(np.linspace(0, len(queries) - 1, QUERIES).astype(np.int64))]
     if len(x) < _FEW:
         text, size, _ = codes[-1]
         none = Compared(code=text, code_size=size, nprobe=1, candidates=_K, list_bytes=0, row_bytes=0)
@@ -168,28 +159,6 @@ def _compared(codes: list[tuple[str, int, int]], few: _Few, row_bytes: int) -> t
         if best is None or one.read_bytes < (1 - _WORTH) * best.read_bytes:
             best = one
     return tuple(replace(one, chosen=one is best) for one in tried)
-
-
-def _rows(store: Store, metric: Metric, seed: int, n: int) -> FloatArray:
-    """Some of the first ``n`` rows, prepared; those that cannot be indexed are left out."""
-    m = min(max(n // _ONE_OF, _LEAST_ROWS), _MOST_ROWS, max(_MOST_VALUES // store.d, _FEW)) + _QUERIES
-    if store.mapped or not store.uri:
-        rows = draw(n, m, seed)
-    else:
-        starts = np.append(store.chunk_starts[store.chunk_starts < n], n)
-        most = max(2, min(_CHUNKS, _CHUNK_BYTES // max(store.chunk_bytes, 1)))
-        chunks = draw(len(starts) - 1, most, seed)
-        each = -(-m // len(chunks))
-        rows = np.concatenate(
-            [starts[c] + draw(int(starts[c + 1] - starts[c]), each, seed) for c in chunks.tolist()]
-        )
-    store.will_take(rows)
-    prepared = prepare(store.gather(rows), metric)
-    good = np.ones(len(rows), bool)
-    good[prepared.bad] = False
-    if metric == "cosine":  # everything is as near to a row of zeros
-        good &= prepared.x.any(axis=1)
-    return np.ascontiguousarray(prepared.x[good], dtype=np.float32)
 
 
 class _InMemory:
@@ -257,7 +226,7 @@ class _Few:
     def candidates(self, code: str, nlist: int) -> int:
         """Of how many candidates nearly all neighbours are, that lie in the lists."""
         fine, metric = self._fine, self._metric
-        factory = parse_factory(_with_lists(code, fine.count), n=self.n, d=self._x.shape[1], metric=metric)
+        factory = parse_factory(code, n=self.n, d=self._x.shape[1], metric=metric, nlist=fine.count)
 
         def by_code(some: slice) -> FloatArray:
             found = code_distances(
@@ -269,11 +238,9 @@ class _Few:
         parts = (slice(first, first + size) for first in range(0, len(self._xq), size))
         by = np.concatenate(list(in_order(self._pool, by_code, parts, self._threads)))
         # What the code errs by is as large as the rows are far from their centroids, and the query.
-        power = _power(
-            self._coarse.count, np.array([self._coarse.square]), fine.count, np.array([fine.square])
-        )
+        power = _power(self._coarse.count, self._coarse.square, fine.count, fine.square)
         by = self._far + (by - self._far) * (nlist / fine.count) ** min(power, 0)
-        rank = np.take_along_axis(_ranks(by), self._near, axis=1)
+        rank = np.take_along_axis(_ranked(by), self._near, axis=1)
         times = np.array([_nearly(rank[:, :j], _LOST) / j for j in self._depths])
         found = _K * _at_depth(self._depths, times, self._deep, (-1, 0))
         return int(min(max(_K, round(found)), self.n))
@@ -301,7 +268,7 @@ class _InLists:
         around = x - centroids[list_nos]
         # Centroids are nearer to their own rows than to others.
         chance = len(x) / max(len(x) - count, 1)
-        rank = _ranks(_far(xq, centroids, metric))
+        rank = _ranked(_far(xq, centroids, metric))
         met = np.take_along_axis(rank, list_nos[near], axis=1)
         return cls(
             count=count,
@@ -322,12 +289,9 @@ def _far(xq: FloatArray, x: FloatArray, metric: Metric) -> FloatArray:
     return squares
 
 
-def _ranks(far: FloatArray) -> IntArray:
-    """The place of each entry in its line ``(nq, m)``, from 0."""
-    order = np.argsort(far, axis=1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(far.shape[1])[None], axis=1)
-    return rank
+def _ranked(far: FloatArray) -> IntArray:
+    """The place of each entry in its line ``(nq, m)``, from 0 for the least on."""
+    return places(np.argsort(far, axis=1, kind="stable"))
 
 
 def _nearly(rank: IntArray, but: float) -> int:
@@ -342,14 +306,8 @@ def _at_depth(depths: Sequence[int], found: AnyArray, deep: float, slopes: tuple
     return float(np.exp(y.mean() + slope * (np.log(deep) - x.mean())))
 
 
-def _power(first: int, low: AnyArray, second: int, high: AnyArray) -> float:
+def _power(first: int, low: AnyArray | float, second: int, high: AnyArray | float) -> float:
     """The power of ``second / first`` by which numbers grow from ``low`` to ``high``, at the mean."""
-    if first == second or low.min() <= 0 or high.min() <= 0:
+    if first == second or np.min(low) <= 0 or np.min(high) <= 0:
         return 0.0
-    return float(np.log(high / low).mean() / np.log(second / first))
-
-
-def _with_lists(code: str, count: int) -> str:
-    """The code's string with a number of lists."""
-    *transforms, last = code.split(",")
-    return ",".join([*transforms, f"IVF{count}", last])
+    return float(np.mean(np.log(np.divide(high, low))) / np.log(second / first))

@@ -1,12 +1,16 @@
-"""Which rows of a store are drawn: by the number of rows and a seed alone."""
+"""Which rows of a store are drawn: by the number of rows, a seed and the store's chunks alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from ooc.stores import Store
 from ooc.types import IntArray
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_few"]
+
+#: A few rows of a store in chunks are drawn from so many of these, and so many bytes of them, decoded.
+_CHUNKS, _CHUNK_BYTES = 32, 128 << 20
 
 
 def draw(n: int, m: int, seed: int) -> IntArray:
@@ -21,6 +25,19 @@ def draw(n: int, m: int, seed: int) -> IntArray:
     while len(rows) < m:
         rows = _distinct(np.concatenate((rows, rng.integers(0, n, m - len(rows), dtype=np.int64))))
     return rows
+
+
+def draw_few(store: Store, n: int, m: int, seed: int) -> IntArray:
+    """About ``m`` of the first ``n`` rows of a store, as ``draw``: of one in chunks, rows of few of these."""
+    if store.mapped or not store.uri:
+        return draw(n, m, seed)
+    starts = np.append(store.chunk_starts[store.chunk_starts < n], n)
+    most = max(2, min(_CHUNKS, _CHUNK_BYTES // max(store.chunk_bytes, 1)))
+    chunks = draw(len(starts) - 1, most, seed)
+    each = -(-m // len(chunks))
+    return np.concatenate(
+        [starts[c] + draw(int(starts[c + 1] - starts[c]), each, seed) for c in chunks.tolist()]
+    )
 
 
 def _distinct(rows: IntArray) -> IntArray:

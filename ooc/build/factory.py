@@ -89,8 +89,10 @@ def choose_nlist(n: int) -> int:
     return max(1, min(wanted, most))
 
 
-def parse_factory(text: str, *, n: int, d: int, metric: Metric) -> Factory:
+def parse_factory(text: str, *, n: int, d: int, metric: Metric, nlist: int | None = None) -> Factory:
     """The factory of ``n`` rows of ``d`` dimensions from what the user wrote.
+
+    Where that has no number of lists, there are ``nlist``, or as many as suit ``n`` rows.
 
     Raises
     ------
@@ -110,7 +112,7 @@ def parse_factory(text: str, *, n: int, d: int, metric: Metric) -> Factory:
     match = _IVF.match(coarse or "IVF")
     if match is None:
         raise PlanError(f"{coarse!r} in {text!r} is not understood", kind="factory", hint="Write IVF4096.")
-    nlist = int(match[1]) if match[1] else choose_nlist(n)
+    nlist = int(match[1]) if match[1] else nlist or choose_nlist(n)
     if nlist < 1 or nlist > n:
         raise PlanError(
             f"{nlist} lists for {n} rows: there must be at least one row a list",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ooc.build.copies import Copied, Copies, copy_record
+from ooc.build.fit import fit
 from ooc.build.plan import Plan
 from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
@@ -38,7 +39,7 @@ from ooc.mapping import release_free_memory
 from ooc.stores.base import Block, Store
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["Shard", "fill", "report", "shards_done"]
+__all__ = ["Encoded", "Shard", "encode", "fill", "report", "shards_done"]
 
 #: How often a process looks whether a shard that another one holds is there.
 _LOOK_SECONDS = 0.5
@@ -176,8 +177,8 @@ class _Filling:
         if making.read < end - begin:
             raise Stopped("stopped while filling: the rows read so far are in a shard")
 
-    def _encode(self, block: Block) -> _Encoded:
-        return _encode(block, self._plan, self._template, self._copies, self._near)
+    def _encode(self, block: Block) -> Encoded:
+        return encode(block, self._plan, self._template, self._copies, self._near)
 
 
 def report(shards: list[Shard], at: Stage, *, whole: bool) -> dict[str, int]:
@@ -211,7 +212,14 @@ def _neighbours(store: Store, plan: Plan, build: BuildLayout, template: Template
         with lease(build.witnesses_lease, wait=True):
             witnesses = Witnesses.load(build)
             if witnesses is None:
-                witnesses = Witnesses.draw(store, plan)
+                witnesses = Witnesses.draw(
+                    store,
+                    n=plan.n,
+                    count=plan.witnesses,
+                    metric=plan.metric,
+                    seed=plan.seed,
+                    on_bad=plan.on_bad,
+                )
                 witnesses.save(build)
     return Neighbours(witnesses, plan.metric, shards_done(build), template.basis)
 
@@ -241,7 +249,7 @@ def _pieces(store: Store, plan: Plan, begin: int, end: int, stop: threading.Even
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Encoded:
+class Encoded:
     start: int
     count: int
     list_nos: IntArray
@@ -250,11 +258,10 @@ class _Encoded:
     zeros: int
     copied: Copied | None
     near: list[Found]
+    fit: tuple[float, int]
 
 
-def _encode(
-    block: Block, plan: Plan, template: Template, copies: Copies | None, near: Neighbours
-) -> _Encoded:
+def encode(block: Block, plan: Plan, template: Template, copies: Copies | None, near: Neighbours) -> Encoded:
     """All the work on one block of rows, by one thread while the block is in its cache."""
     # The copy first: what it takes is free again before encoding takes more.
     copied = None if copies is None else copies.write(block.start, block.rows)
@@ -263,7 +270,7 @@ def _encode(
     low = None if template.basis is None else prepared.x @ template.basis
     found = near.look(block.start, prepared, low)
     list_nos, codes = template.encode(prepared.x, low, spill=plan.spill)
-    return _Encoded(
+    return Encoded(
         start=block.start,
         count=len(block.rows),
         list_nos=list_nos,
@@ -272,6 +279,7 @@ def _encode(
         zeros=prepared.zeros,
         copied=copied,
         near=found,
+        fit=fit(template, prepared, list_nos[:, 0]),
     )
 
 
@@ -286,15 +294,17 @@ class _Making:
         self._bad: list[IntArray] = []
         self._zeros = 0
         self._copied: list[Copied] = []
+        self._fit: list[tuple[float, int]] = []
         #: Rows read so far.
         self.read = 0
 
-    def add(self, store: Store, block: _Encoded) -> None:
+    def add(self, store: Store, block: Encoded) -> None:
         at = slice(self.read, self.read + block.count)
         self._codes[at] = block.codes
         self._list_nos[at] = block.list_nos
         self.read += block.count
         self._zeros += block.zeros
+        self._fit.append(block.fit)
         if block.copied is not None:
             self._copied.append(block.copied)
         if len(block.bad):
@@ -332,6 +342,7 @@ class _Making:
             "first_skipped": int(bad[0]) if len(bad) else -1,
             "zeros": self._zeros,
             "checksums": checksums,
+            "fit": [list(block) for block in self._fit],
             **copy_record(self._copied),
         }
         write_json(path.with_suffix(".json"), record)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
+from ooc.build.footprint import footprint
+from ooc.build.glance import Glance
 from ooc.build.kmeans import passes
 from ooc.build.plan import Forecast, Plan
 from ooc.build.speed import Speed, measured, usual
+from ooc.mapping import private_bytes, release_free_memory
 from ooc.stores import Store
 
 __all__ = ["STAGES", "forecast", "seconds", "shares"]
@@ -19,53 +24,59 @@ STAGES = {
     "upsert": ("plan", "fill", "merge", "publish"),
 }
 
-#: A byte that is copied and made durable.
+#: A byte that is copied and made durable: plans write nothing, so this is what is usual.
 _COPIED = 1 / 800e6
-#: What else there is to do for a row, of the sample or the store, than to compare and to encode it: lists are
-#: summed, codes put in order. By a build of a million rows.
-_TRAIN_TIMES, _FILL_TIMES = 1.35, 1.12
 #: A build that usually takes less is as soon done as measured.
-_SOON_SECONDS = 6.0
+_SOON_SECONDS = 2.0
 
 
-def forecast(store: Store, plan: Plan) -> Forecast:
-    """What a build of a plan takes; speeds are measured where that is worth it."""
+def forecast(store: Store, plan: Plan, glance: Glance, began: float) -> Forecast:
+    """What a build of a plan takes; speeds are measured where that is worth it.
+
+    Parameters
+    ----------
+    store : Store
+        Of the plan.
+    glance : Glance
+        Rows of it.
+    began : float
+        When planning began, by ``time.monotonic``: what it took so far is part of the build.
+    """
+    release_free_memory()
+    # Before anything is measured: what threads leave behind by that, they will need again.
+    memory = footprint(plan, store, private_bytes())
     speed = usual(plan)
     if sum(seconds(plan, speed).values()) > _SOON_SECONDS:
-        speed = measured(store, plan)
+        speed = measured(store, plan, glance)
     return Forecast(
-        seconds=seconds(plan, speed),
-        memory_bytes=max(plan.memory_by_stage.values()),
+        seconds={**seconds(plan, speed), "plan": time.monotonic() - began},
+        memory_bytes=max(memory.values()),
         disk_bytes=sum(plan.index_bytes.values()),
         measured=speed.measured,
+        memory_by_stage=memory,
     )
 
 
 def seconds(plan: Plan, speed: Speed) -> dict[str, float]:
     """Seconds that each stage of a build takes, at these speeds."""
     lists = plan.n * plan.lists_per_row * (plan.code_size + 8)
-    training = 0.0
+    # A sketch is made before the first pass, and when all is done.
+    training = 2 * speed.begin + 0.05
+    for one in passes(plan.sample_rows, plan.nlist):
+        training += one.searched * speed.search + (one.rows - one.searched) * speed.compare
+        training += speed.move + (speed.sketch if one.searched else 0.0)
+    # Of a store that is mapped the sample's first eighth is read by itself; else all chunks are decoded.
     first = -(-plan.sample_rows // (8 if plan.overlapped else 1))
-    if not plan.template:
-        before = None
-        for anew, every in passes(plan.sample_rows, plan.nlist) if plan.sample_rows > plan.nlist else ():
-            rows = -(-plan.sample_rows // every)
-            new = rows if anew or before is None else max(rows - before, 0)
-            training += new * speed.search + (rows - new) * speed.compare
-            training += speed.sketch if anew or new else 0.0
-            before = rows
-    witnessed = plan.n * plan.witnesses * (3e-9 / max(plan.threads, 1))
     # What is decoded takes the same processors; what is mapped is brought in meanwhile.
-    worked = _FILL_TIMES * plan.n * speed.encode + witnessed
-    filled = max(worked, plan.n * speed.read) if plan.mapped else worked + plan.n * speed.read
+    worked, read = plan.n * speed.encode, plan.n * speed.read
     return {
         "plan": 0.1,
-        "sample": 0.0 if plan.template else first * speed.pick,
-        "train": _TRAIN_TIMES * training,
-        "fill": filled,
-        "merge": 2 * lists * _COPIED + 0.1,
+        "sample": 0.0 if plan.template else first * speed.pick if plan.mapped else read,
+        "train": 0.0 if plan.template else training,
+        "fill": max(worked, read) if plan.mapped else worked + read,
+        "merge": 2 * lists * _COPIED + 0.02,
         "calibrate": 0.3 + lists * _COPIED + plan.n * 1e-6,
-        "publish": 0.1,
+        "publish": 0.02,
     }
 
 

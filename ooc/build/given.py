@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import xxhash
 
 from ooc.build.rows import prepare
+from ooc.build.sizes import most_witnesses
 from ooc.durable import as_bytes
-from ooc.errors import DataError
+from ooc.errors import ConflictError, DataError
 from ooc.stores import open_store
 from ooc.types import FloatArray, Metric, StoreLike
 
-__all__ = ["fingerprint", "read_queries"]
+if TYPE_CHECKING:
+    from ooc.build.plan import Plan
+
+__all__ = ["fingerprint", "planned_queries", "read_queries"]
 
 
 def read_queries(queries: StoreLike, *, d: int, metric: Metric, count: int) -> FloatArray:
@@ -41,6 +47,22 @@ def read_queries(queries: StoreLike, *, d: int, metric: Metric, count: int) -> F
             hint="Mend it, or leave it out.",
         )
     return np.ascontiguousarray(prepared.x, dtype=np.float32)
+
+
+def planned_queries(queries: StoreLike, plan: Plan) -> FloatArray:
+    """The queries that a plan was made with.
+
+    Raises
+    ------
+    StoreError, DataError
+        As ``read_queries``.
+    ConflictError
+        They are others.
+    """
+    x = read_queries(queries, d=plan.d, metric=plan.metric, count=most_witnesses(plan.n))
+    if fingerprint(x) != plan.queries:
+        raise ConflictError("the queries were changed since the build was planned", kind="store-changed")
+    return x
 
 
 def fingerprint(queries: FloatArray) -> str:

@@ -12,7 +12,7 @@ they have moved to. Few rows leave that few, and only rows that change their lis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from ooc.build.workers import Pool, in_order
 from ooc.engine import Look
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["KEPT", "Rows", "kept_bytes", "kmeans", "passes", "rows_looked_at"]
+__all__ = ["KEPT", "MORE", "Pass", "Rows", "kept_bytes", "kmeans", "passes", "rows_looked_at"]
 
 #: Numbers of centroids, in few bytes.
 NumberArray = NDArray[np.integer[Any]]
@@ -40,7 +40,7 @@ _PASSES = (
 )
 #: So many passes are made with more centroids than are wanted, by this share.
 _PASSES_WITH_MORE = 2
-_MORE = 0.3
+MORE = 0.3
 #: Fewer rows of a list than this, at the mean, are too few for a pass.
 _LEAST_PER_LIST = 16
 #: Centroids that are kept of each row of the sample between passes, where there are many.
@@ -73,6 +73,7 @@ def kmeans(
     *,
     progress: Callable[[int], None],
     threads: int,
+    over: Sequence[Pass] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """``k`` centroids of a sample on disk, and how far the rows of each spread.
 
@@ -84,6 +85,9 @@ def kmeans(
         The same sample, ``k`` and seed give the same centroids.
     progress : callable
         Is told the number of rows looked at so far, of ``rows_looked_at(m, k)``.
+    over : sequence of Pass, optional
+        The passes that are made, with as many centroids as are wanted from the first on; default:
+        ``passes(m, k)``, and more centroids at first.
 
     Returns
     -------
@@ -97,33 +101,31 @@ def kmeans(
     rng = np.random.default_rng([seed, k])
     if sample.n <= k:
         return _finish(sample.take(np.arange(k) % sample.n), metric), np.ones(k, np.float32)
-    each = passes(sample.n, k)
+    each = passes(sample.n, k) if over is None else over
     # Of the rows of the first pass: further ones may not have been read yet.
-    drawn = -(-sample.n // each[0][1])
-    begin = min(k + int(_MORE * k), drawn)
+    drawn = each[0].rows
+    begin = min(k + int(MORE * k), drawn) if over is None else k
     centroids = _finish(sample.take(np.sort(rng.choice(drawn, begin, replace=False))), metric)
     sums = _Sums(centroids, unit=metric == "cosine")
     look: Look | None = None
     kept: dict[int, _Kept] = {}
     done = 0
-    for number, (anew, every) in enumerate(each):
+    for number, one in enumerate(each):
         # To and fro: what the page cache holds of a sample that is too large for it is read first.
         backwards = number % 2 == 1
-        first = -(-sample.n // every)
-        order = range(-(-first // _BLOCK))[:: -1 if backwards else 1]
-        more = anew or every < each[number - 1][1]
-        assigner = Assigner(centroids, metric, sketch=more, like=look)
+        order = range(-(-one.rows // _BLOCK))[:: -1 if backwards else 1]
+        assigner = Assigner(centroids, metric, sketch=one.searched > 0, like=look)
         look = assigner.look or look
         last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
-        loads = sample.iterate(_BLOCK, first=first, backwards=backwards)
-        if anew:
+        loads = sample.iterate(_BLOCK, first=one.rows, backwards=backwards)
+        if one.anew:
             sums = _Sums(centroids, unit=metric == "cosine")
             kept.clear()
         blocks = ((load, kept.get(at)) for at, load in zip(order, loads, strict=True))
         losses = np.zeros(len(centroids))
         place = partial(_place, assigner=assigner, losing=last_with_more)
         for at, placed in zip(order, in_order(pool, place, blocks, threads), strict=True):
-            if number + 1 < len(each) and not each[number + 1][0]:
+            if number + 1 < len(each) and not each[number + 1].anew:
                 kept[at] = placed.kept
             sums.add(placed.x, placed.to)
             left = np.flatnonzero(placed.away >= 0)
@@ -133,6 +135,8 @@ def kmeans(
                 losses += np.bincount(placed.to, placed.lost, len(losses))
             done += placed.rows
             progress(done)
+        # Centroids may be what takes most of the memory: the old ones go before there are new ones.
+        del centroids, assigner, place
         if last_with_more:
             sums.keep(np.sort(np.argsort(-losses, kind="stable")[:k]))
         centroids = _moved(sums.rows.copy(), sums.counts.copy(), metric)
@@ -141,12 +145,12 @@ def kmeans(
 
 def rows_looked_at(n: int, k: int) -> int:
     """How many rows ``progress`` counts in all."""
-    return 0 if n <= k else sum(-(-n // every) for _, every in passes(n, k))
+    return sum(one.rows for one in passes(n, k))
 
 
 def kept_bytes(n: int, k: int) -> int:
     """What is kept of the rows of the sample between passes takes so much memory at most."""
-    return _number(k).itemsize * (KEPT + 1) * max(n // every for _, every in passes(n, k))
+    return _number(k).itemsize * (KEPT + 1) * max((one.rows for one in passes(n, k)), default=0)
 
 
 def _number(k: int) -> np.dtype[Any]:
@@ -154,14 +158,35 @@ def _number(k: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if k <= 1 << 16 else np.int32)
 
 
-def passes(n: int, k: int) -> list[tuple[bool, int]]:
-    """The passes over ``n`` rows for ``k`` centroids.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One pass over the sample.
 
-    Of each, whether it compares rows with all centroids, or, where these are many, only such as come into it;
-    and that it takes one of so many rows.
+    Attributes
+    ----------
+    rows : int
+        How many rows it looks at, the first ones.
+    anew : bool
+        Whether nothing is known of them from the pass before.
+    searched : int
+        How many of them are compared with all centroids, for which a sketch is made where these are many; the
+        others with those that were near.
     """
+
+    rows: int
+    anew: bool
+    searched: int
+
+
+def passes(n: int, k: int) -> list[Pass]:
+    """The passes over ``n`` rows for ``k`` centroids; none where there are no more rows than these."""
     most = max(1, n // (_LEAST_PER_LIST * k))
-    return [(anew, min(every, most)) for anew, every in _PASSES]
+    found: list[Pass] = []
+    for anew, every in _PASSES if n > k else ():
+        rows = -(-n // min(every, most))
+        known = 0 if anew or not found else min(found[-1].rows, rows)
+        found.append(Pass(rows=rows, anew=anew, searched=rows - known))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,9 +303,9 @@ class _Sums:
 
 
 def _moved(sums: FloatArray, counts: IntArray, metric: Metric) -> FloatArray:
-    """Centroids at the mean of their rows; each one without rows takes half of the largest."""
+    """Centroids at the mean of their rows; each one without rows takes half of the largest. In place."""
     filled = counts > 0
-    sums[filled] /= counts[filled, None].astype(np.float32)
+    sums /= np.maximum(counts, 1).astype(np.float32)[:, None]
     # Repair as faiss does: both halves of a split list start beside its centroid, a little apart.
     tilt = np.where(np.arange(sums.shape[1]) % 2 == 0, 1 + 1 / 1024, 1 - 1 / 1024).astype(np.float32)
     for empty in np.flatnonzero(~filled):
@@ -293,7 +318,8 @@ def _moved(sums: FloatArray, counts: IntArray, metric: Metric) -> FloatArray:
 
 
 def _finish(centroids: FloatArray, metric: Metric) -> FloatArray:
-    if metric == "l2":
-        return np.ascontiguousarray(centroids)
-    norms = np.linalg.norm(centroids, axis=1, keepdims=True)
-    return np.ascontiguousarray(centroids / np.where(norms > 0, norms, 1))
+    """Centroids of an array of their own, of unit length where products are compared; in place."""
+    if metric != "l2":
+        norms = np.sqrt(np.einsum("ij,ij->i", centroids, centroids))
+        centroids /= np.where(norms > 0, norms, 1)[:, None]
+    return np.ascontiguousarray(centroids)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ooc.build.copies import copy_error
 from ooc.build.fill import Shard
+from ooc.build.fit import assignment_error
 from ooc.build.plan import Plan
 from ooc.build.sizes import COPY_BYTES
 from ooc.durable import DurableFile, make_directory, read_json, write_array, write_bytes, write_json
@@ -100,6 +101,7 @@ def merge(
             **({"first_row": first_row} if first_row else {}),
             **loss,
             **keyed,
+            **assignment_error(shards),
         )
         at.figures.update(bytes=total, **evenness(sizes))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ooc.build.plan import Plan
+from ooc.build.searched import Searched
 from ooc.build.sizes import ORDER_BYTES
 from ooc.build.witness import Nearest
 from ooc.build.workers import Pool, in_order
@@ -24,7 +24,7 @@ from ooc.index.order import Order
 from ooc.index.segment import Segments
 from ooc.types import AnyArray, FloatArray, IntArray
 
-__all__ = ["choose_order"]
+__all__ = ["choose_order", "sketch_lists"]
 
 _STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 #: Witnesses that are asked, and neighbours of each; so many together.
@@ -37,15 +37,14 @@ _GAIN = 0.005
 
 def choose_order(
     segment: Segments,
-    plan: Plan,
+    plan: Searched,
     spread: FloatArray,
     x: FloatArray,
     nearest: Nearest,
-    sketch: Path,
     pool: Pool,
     stop: threading.Event | None = None,
 ) -> Order:
-    """The order that reads least, its sketch written where there are many lists.
+    """The order that reads least, without a sketch.
 
     Parameters
     ----------
@@ -55,8 +54,6 @@ def choose_order(
         How far the rows of each list spread.
     x, nearest : (q, d) float32, Nearest
         Witnesses and their true neighbours.
-    sketch : Path
-        Where a sketch is to be written.
     """
     handicaps = [Handicap(spread, strength, plan.metric) for strength in _STRENGTHS]
     list_bytes = segment.list_bytes(np.arange(segment.nlist)).astype(np.float32)
@@ -81,11 +78,15 @@ def choose_order(
     if count and np.ptp(spread) > 0:
         for i, cost in enumerate(costs.mean(axis=1)):
             best = i if cost < costs[best].mean() - _GAIN else best
-    chosen = handicaps[best] if best else None
+    return Order(handicaps[best] if best else None)
+
+
+def sketch_lists(segment: Segments, plan: Searched, order: Order, sketch: Path) -> Order:
+    """The same order with a sketch of the centroids, written there, where there are many lists."""
     if not sketched(segment.nlist, segment.d_code) or segment.has_graph:
-        return Order(chosen)
-    Sketch.make(segment.centroids, plan.metric, chosen).save(sketch)
-    return Order(chosen, sketch)
+        return order
+    Sketch.make(segment.centroids, plan.metric, order.handicap).save(sketch)
+    return Order(order.handicap, sketch)
 
 
 def _bytes_until(key: FloatArray, list_bytes: FloatArray, lists: AnyArray) -> AnyArray:

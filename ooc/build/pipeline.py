@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from ooc.build.begun import (
 from ooc.build.calibrate import calibrate
 from ooc.build.fill import fill as fill_shards
 from ooc.build.forecast import forecast
+from ooc.build.given import planned_queries
+from ooc.build.glance import Glance
 from ooc.build.keys import keep_keys, kept_keys
 from ooc.build.merge import is_done
 from ooc.build.merge import merge as merge_shards
@@ -51,10 +53,10 @@ from ooc.build.workers import workers
 from ooc.durable import read_json, remove_tree, write_json
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Note, Observer
-from ooc.index.layout import Header, Layout
+from ooc.index.layout import Header, Layout, SegmentLayout
 from ooc.index.lock import holder, publisher
 from ooc.index.order import Order, read_spread
-from ooc.index.segment import Segment
+from ooc.index.segment import Segment, open_vectors
 from ooc.mapping import release_free_memory
 from ooc.stores import Store, open_store
 from ooc.stores.keys import keys_of_rows, open_keys
@@ -66,11 +68,13 @@ __all__ = ["build", "fill", "merge", "plan", "train"]
 
 def plan(store: StoreLike, options: Options, *, index: PathOrStr | None = None) -> Plan:
     """What a build will do and cost; see ``ooc.plan``, which takes the options one by one."""
+    began = time.monotonic()
     with open_store(store) as opened:
-        made = plan_store(opened, options)
+        glance = Glance(opened, options.metric, options.seed)
+        made = plan_store(opened, options, glance=glance)
         if index is not None:
             check_disk(Path(index), needed=made.peak_disk_bytes)
-        return dataclasses.replace(made, forecast=forecast(opened, made))
+        return dataclasses.replace(made, forecast=forecast(opened, made, glance, began))
 
 
 def build(
@@ -211,16 +215,20 @@ class _Run(Work):
         divided: Callable[[Plan], Team | None] = lambda plan: None,
     ) -> dict[str, Any]:
         """Plan, claim the directory, and run the stages as its one publisher."""
-        plan = plan_again(self._store, self.layout, options, self._emit)
-        fresh = not self.layout.is_index()
-        if not fresh and self.layout.live() is not None:
-            self._clear()
-            return self.nothing_to_do()
-        share = divided(plan)
-        check_room(self.layout, plan, scratch)
-        there = None if fresh else begun(self.layout)
-        expected = forecast(self._store, plan) if there is None else there.plan.forecast
-        plan = dataclasses.replace(plan, forecast=expected)
+        with self._memory:
+            glance = Glance(self._store, options.metric, options.seed)
+            plan = plan_again(self._store, self.layout, options, glance, self._emit)
+            fresh = not self.layout.is_index()
+            if not fresh and self.layout.live() is not None:
+                self._clear()
+                return self.nothing_to_do()
+            share = divided(plan)
+            check_room(self.layout, plan, scratch)
+            there = None if fresh else begun(self.layout)
+            expected = None if there is None else there.plan.forecast
+            expected = expected or forecast(self._store, plan, glance, self._began)
+            plan = dataclasses.replace(plan, forecast=expected)
+            del glance
         # Refuses what is not ours.
         self.layout.claim(Header(d=plan.d, metric=plan.metric, features=plan.features))
         with publisher(self.layout.lock):
@@ -283,7 +291,8 @@ class _Run(Work):
                 self._template = train_template(rows, plan, self.layout, pool, **watched)
         build.sample.unlink(missing_ok=True)
         if options.queries is not None and not build.witnesses.exists():
-            Witnesses.of(options.queries, plan).save(build)
+            given = planned_queries(options.queries, plan)
+            Witnesses.of(given, plan.seed, max(plan.witnesses, len(given))).save(build)
 
     def _trained(self, plan: Plan) -> Template:
         self._template = self._template or load_template(self.layout, plan)
@@ -356,23 +365,35 @@ class _Run(Work):
         earlier = self.layout.generation(FIRST_GENERATION)
         if witnesses is None and earlier.exists():  # published before, and no longer the live one
             before = read_json(earlier, what="the generation")
-            return {key: before[key] for key in ("order", "calibration") if key in before}
+            return {"times": [], **{key: before[key] for key in ("order", "calibration") if key in before}}
         moved = is_done(self.layout.segment(FIRST_SEGMENT), plan)
         place = self.layout.segment(FIRST_SEGMENT) if moved else build.segment
-        record: dict[str, Any] = {"order": Order().record, "calibration": {}}
+        record: dict[str, Any] = {"order": Order().record, "calibration": {}, "times": []}
         if witnesses is not None:
-            nearest = neighbours_found(shards_done(build), witnesses.depth, plan.lists_per_row)
+            nearest = neighbours_found(shards_done(build), witnesses.depth)
             watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
             spread = read_spread(self.layout)
-            order, calibration = calibrate(plan, place, spread, build.sketch, witnesses, nearest, **watched)
-            record = {"order": order, "calibration": calibration}
+            with self._searched_rows(place, plan) as rows:
+                measured = calibrate(
+                    plan, [place], spread, build.sketch, witnesses, nearest, rows=rows, **watched
+                )
+            record = dataclasses.asdict(measured)
         write_json(build.calibration, record)
         return record
+
+    @contextlib.contextmanager
+    def _searched_rows(self, place: SegmentLayout, plan: Plan) -> Iterator[Store]:
+        """The rows that a search compares: those of the segment, where it keeps any, else the store's."""
+        if not plan.copy_vectors:
+            yield self._store
+            return
+        with contextlib.closing(open_vectors(place)) as own:
+            yield own
 
     def publish(self, there: Begun, plan: Plan) -> dict[str, Any]:
         """Calibrate, and publish the segment; the figures."""
         measured = self._calibrate(there, plan)
-        report = self.report(plan)
+        report = {**self.report(plan), "times": measured.pop("times", [])}
         record = publish(plan, self.layout, report, measured, there.build.sketch, observer=self._emit)
         return self._figures(record, plan.forecast, already_built=False)
 
@@ -406,7 +427,7 @@ class _Run(Work):
             "bytes": sum(bytes_below(path) for path in (self.layout.template, *segments)) + sketch_bytes,
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
-            "peak_private_bytes": self._peak,
+            "peak_private_bytes": self._memory.peak,
             "forecast": None if expected is None else dataclasses.asdict(expected),
             "already_built": already_built,
         }

@@ -23,6 +23,7 @@ from ooc import engine
 from ooc.build.choose import Compared, choose_code
 from ooc.build.factory import parse_factory
 from ooc.build.given import fingerprint, read_queries
+from ooc.build.glance import Glance
 from ooc.build.reuse import reusable
 from ooc.build.sizes import Sizes, copied_dtype, most_witnesses
 from ooc.errors import ArgumentError, PlanError, ResourceError
@@ -51,17 +52,20 @@ class Forecast:
     seconds : mapping of str to float
         By stage.
     memory_bytes : int
-        Private memory at most.
+        Private memory that it comes to; the plan has what it may at most.
     disk_bytes : int
         Of the finished index.
     measured : bool
         Whether speeds were measured for it on this machine and store, or are the usual ones.
+    memory_by_stage : mapping of str to int
+        Private memory that each stage comes to.
     """
 
     seconds: Mapping[str, float]
     memory_bytes: int
     disk_bytes: int
     measured: bool
+    memory_by_stage: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def total_seconds(self) -> float:
@@ -273,10 +277,18 @@ class Options:
         parse_bytes(self.memory)
 
 
-def plan_store(opened: Store, options: Options, *, n: int | None = None, trained: bool = False) -> Plan:
+def plan_store(
+    opened: Store,
+    options: Options,
+    *,
+    n: int | None = None,
+    trained: bool = False,
+    glance: Glance | None = None,
+) -> Plan:
     """The plan for the first ``n`` rows (default: all) of an open store, without a forecast.
 
-    Where it is ``trained`` already, the budget need not suffice for training.
+    Where it is ``trained`` already, the budget need not suffice for training. ``glance`` has rows of the
+    store by which a code is chosen where none is named.
     """
     engine.check_platform()
     reused = None if options.template is None else reusable(options.template, options, d=opened.d)
@@ -297,8 +309,10 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
     compared: tuple[Compared, ...] = ()
     code = options.factory
     if code is None:
+        if glance is None or glance.n != n:
+            glance = Glance(opened, options.metric, options.seed, n)
         compared = choose_code(
-            opened,
+            glance.rows,
             options.metric,
             options.seed,
             threads,

@@ -13,6 +13,7 @@ from ooc.build.merge import is_done
 from ooc.build.plan import Plan
 from ooc.durable import make_directory, read_json, remove_tree, rename
 from ooc.events import Observer, ignore, stage
+from ooc.index.drift import calibrated
 from ooc.index.layout import Layout
 
 __all__ = ["FIRST_GENERATION", "FIRST_SEGMENT", "publish"]
@@ -62,6 +63,7 @@ def publish(
             "plan": plan.identity,
             "chosen": plan.chosen,
             **measured,
+            "calibrated": calibrated(FIRST_GENERATION, [FIRST_SEGMENT], [written]),
             "store": {"uri": plan.store, "format": plan.store_format, "mapped": plan.mapped},
         }
         layout.publish(FIRST_GENERATION, record, {**report, **counts}, sketch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
@@ -30,6 +31,14 @@ class Prepared:
     x: FloatArray
     bad: IntArray
     zeros: int
+
+    def comparable(self, metric: Metric) -> NDArray[np.bool_]:
+        """Which rows ``(m,)`` others can be near to: not bad ones, nor zero ones by cosine."""
+        which = np.ones(len(self.x), np.bool_)
+        which[self.bad] = False
+        if metric == "cosine":  # everything is as near to a row of zeros
+            which &= self.x.any(axis=1)
+        return which
 
 
 def prepare(rows: AnyArray, metric: Metric) -> Prepared:

@@ -29,8 +29,9 @@ class Shard:
 
     ``row_checksums`` has one XXH3-128 for each 1024 rows that were copied, in order; ``scale_checksums``
     the same of their scales, where they have any; ``copy_loss`` the sums of their squared errors and of
-    their squares, where the copy is not exact. ``neighbours`` is the file of those of its rows that may be
-    among the nearest of a witness.
+    their squares, where the copy is not exact; ``fit`` for each block of rows the sum of squared distances
+    of some of them to their centroids, and of how many. ``neighbours`` is the file of those of its rows that
+    may be among the nearest of a witness.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Shard:
     row_checksums: list[str]
     scale_checksums: list[str]
     copy_loss: list[tuple[float, float]]
+    fit: list[tuple[float, int]]
 
     @property
     def neighbours(self) -> Path:
@@ -102,6 +104,7 @@ def _read(path: Path) -> Shard | None:
         # Shards that an earlier version filled have no copy that would need these.
         scale_checksums=record.get("scale_checksums", []),
         copy_loss=[(error, square) for error, square in record.get("copy_loss", [])],
+        fit=[(total, count) for total, count in record.get("fit", [])],
     )
 
 

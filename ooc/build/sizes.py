@@ -21,9 +21,7 @@ __all__ = [
     "BLOCK_ROWS",
     "COPY_BYTES",
     "DECODED_BATCH_BYTES",
-    "MOST_CANDIDATES",
     "ORDER_BYTES",
-    "SCANNED",
     "Sizes",
     "code_training_rows",
     "copied_dtype",
@@ -65,10 +63,7 @@ _WITNESSES_OF = 1_000_000
 _WITNESSES_TIMES = 2.5
 #: Neighbours that are found of each, at most.
 _NEIGHBOURS = 25
-#: Of these rows, those whose lists are scanned; how many candidates are kept of each; and memory in which
-#: lists are put in order.
-SCANNED = 256
-MOST_CANDIDATES = 2048
+#: Memory in which a thread puts lists in order.
 ORDER_BYTES = 16 * MIB
 
 
@@ -150,13 +145,12 @@ class Sizes:
         return self.witnesses * each + self.threads * Sweep.look_bytes(self.store.d, BLOCK_ROWS)
 
     def _calibrate(self) -> int:
-        # Witnesses, transformed; neighbours as the shards kept them, and in order; then the scans.
+        # Witnesses, transformed; neighbours as the shards kept them, and in order; what threads put in order.
         each = 4 * (self.store.d + self.factory.d_code) + 6 * 20 * _NEIGHBOURS
-        lists = 2 * 12 * self.factory.nlist
-        scans = self.witnesses * each + ORDER_BYTES + SCANNED * (lists + 6 * 12 * MOST_CANDIDATES)
-        # Before them the sketch is made: centroids in few directions, and copies of these.
+        asking = self.witnesses * each + 2 * self.threads * ORDER_BYTES
+        # Meanwhile the sketch is made: centroids in few directions, and copies of these.
         shape = self.factory.nlist, self.factory.d_code
-        return max(scans, 16 * sketch_bytes(*shape) if sketched(*shape) else 0)
+        return asking + (16 * sketch_bytes(*shape) if sketched(*shape) else 0)
 
     def _train(self) -> int:
         # The centroids, their sums, and copies while they change; what is kept of each row between passes;

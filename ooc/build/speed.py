@@ -1,8 +1,8 @@
 """How fast this machine does what a build is made of, on rows of the store that is to be indexed.
 
-Some thousand rows are read as a build reads them, and assigned and encoded by the code that will do it, with
-rows in place of centroids: what this takes hardly depends on where centroids are. Where a build takes a few
-seconds it is as soon done as measured, and the usual speeds stand for it.
+Some thousand rows are read as a build reads them, clustered into as many lists in a few passes, assigned,
+encoded and compared with witnesses, all by the code that will do it. Where a build takes a second or two it
+is as soon done as measured, and the usual speeds stand for it.
 """
 
 from __future__ import annotations
@@ -11,31 +11,35 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
 
 from ooc.build.assign import Assigner
-from ooc.build.draw import draw
-from ooc.build.kmeans import KEPT
+from ooc.build.fill import encode
+from ooc.build.glance import Glance
+from ooc.build.kmeans import Pass, kmeans
 from ooc.build.plan import Plan
 from ooc.build.rows import prepare
-from ooc.build.sizes import BATCH_BYTES, BLOCK_ROWS
+from ooc.build.sizes import BLOCK_ROWS
 from ooc.build.train import Template
+from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import Codec, sketched
-from ooc.stores import Store
+from ooc.stores import Block, Store
 from ooc.types import FloatArray, IntArray
-from ooc.vectors import narrow
+from ooc.vectors import narrow, widen
 
 __all__ = ["Speed", "measured", "usual"]
 
-Item = TypeVar("Item")
-
-#: Blocks that are assigned and encoded, for each thread.
-_BLOCKS = 3
-#: Bytes that are read in order, in so many places.
-_READ_BYTES, _PLACES = 64 << 20, 8
+#: Blocks for each thread.
+_BLOCKS = 2
+#: Rows for each list at least: there must be more rows than lists.
+_ROWS_PER_LIST = 1.25
+#: A further sketch takes one of so many parts of the time of the first; and so many times fewer witnesses
+#: than a build has are asked.
+_AGAIN, _SOME_WITNESSES = 5, 4
+#: Bytes that are read in order, and in how many places; but no more than one in so many.
+_READ_BYTES, _PLACES, _ONE_OF = 64 << 20, 8, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +51,13 @@ class Speed:
     pick, read : float
         For a row of the store, taken here and there, or in order.
     encode : float
-        For a row that is assigned and encoded.
+        For a row that is assigned, encoded and compared with the witnesses.
     search, compare : float
         For a row of the sample in k-means, compared with all centroids, or with the few that were near.
-    sketch : float
-        For a sketch of the centroids; 0 where there is none.
+    move, sketch : float
+        Between two passes, for moving the centroids, and for a sketch of them where one is made.
+    begin : float
+        Before the first pass: a first sketch.
     measured : bool
         Whether it was, or is what is usual.
     """
@@ -61,7 +67,9 @@ class Speed:
     encode: float
     search: float
     compare: float
+    move: float
     sketch: float
+    begin: float
     measured: bool = False
 
 
@@ -72,18 +80,22 @@ def usual(plan: Plan) -> Speed:
     # A row is assigned through a sketch, or by a product with all centroids.
     place = d * (2.2e-8 if many else 2 * plan.nlist / 75e9)
     bits = 8 * plan.code_size / max(plan.d_code, 1)
+    witnessed = 3e-9 * plan.witnesses
+    values = plan.nlist * d
     return Speed(
         pick=8e-6,
         read=plan.d * np.dtype("float16" if plan.dtype == "bfloat16" else plan.dtype).itemsize / 800e6,
-        encode=(place + plan.d_code * (1e-8 if bits < 2 else 3e-8)) / threads,
+        encode=(place + plan.d_code * (1e-8 if bits < 2 else 3e-8) + witnessed) / threads,
         search=1.4 * place / threads,
         compare=(0.4 if many else 1) * place / threads,
-        sketch=2e-7 * plan.nlist * np.sqrt(d) if many else 0.0,
+        move=4e-9 * values,
+        sketch=5e-9 * values if many else 0.0,
+        begin=5e-8 * values if many else 0.0,
     )
 
 
-def measured(store: Store, plan: Plan) -> Speed:
-    """As this machine does it now, in a second or a few.
+def measured(store: Store, plan: Plan, glance: Glance) -> Speed:
+    """As this machine does it now, in a part of a second or a few seconds.
 
     The usual for a code that has to be trained on more rows than are read here: PQ, and what follows PCA or
     OPQ.
@@ -91,86 +103,114 @@ def measured(store: Store, plan: Plan) -> Speed:
     codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
     if not (codec.transforms_trained and codec.trained_soon):
         return usual(plan)
+    rows = _Bits(_rows(plan, glance))
+    every = Pass(rows=rows.n, anew=True, searched=rows.n)
+    again = Pass(rows=rows.n, anew=False, searched=0)
     with workers(plan.threads) as pool:
-        picked, rows = _timed(lambda: _picked(store, plan, pool))
-        centroids = rows[np.arange(plan.nlist) % len(rows)]
-        made, assigner = _timed(lambda: Assigner(centroids, plan.metric))
+        began = time.perf_counter()
+        centroids, _ = kmeans(
+            rows,
+            plan.nlist,
+            plan.metric,
+            plan.seed,
+            pool,
+            progress=rows.told,
+            threads=plan.threads,
+            over=(every, again),
+        )
         codec.set_centroids(codec.transform(centroids))
         if codec.code_needs_rows:
-            codec.train_code(codec.transform(rows[:BLOCK_ROWS]))
-        codec_and_lists = Template(codec=codec, assigner=assigner)
-        blocks = [
-            rows[np.arange(first, first + BLOCK_ROWS) % len(rows)]
-            for first in range(0, _BLOCKS * plan.threads * BLOCK_ROWS, BLOCK_ROWS)
-        ]
-
-        def each(work: Callable[[FloatArray], Any]) -> float:
-            """Seconds a row."""
-            work(blocks[0][:64])  # what is made on the first call
-            seconds, _ = _timed(lambda: list(in_order(pool, work, blocks, plan.threads)))
-            return seconds / (len(blocks) * BLOCK_ROWS)
-
-        near = assigner.nearest(blocks[0], KEPT)
+            codec.train_code(codec.transform(rows.take(np.arange(min(BLOCK_ROWS, rows.n)))))
+        template = Template(codec=codec, assigner=Assigner(centroids, plan.metric))
+        first, second = zip(rows.begun, rows.ended, strict=True)
+        begin, move = first[0] - began, second[0] - first[1]
         return Speed(
-            pick=picked / len(rows),
+            pick=glance.seconds,
             read=_read(store, plan),
-            encode=each(lambda x: codec_and_lists.encode(prepare(x, plan.metric).x, spill=plan.spill)),
-            search=each(assigner.assign if near is None else partial(assigner.nearest, count=KEPT)),
-            compare=each(assigner.assign if near is None else lambda x: assigner.among(x, near[: len(x)])),
-            sketch=made if near is not None else 0.0,
+            encode=_encoding(plan, template, rows, pool),
+            search=(first[1] - first[0]) / rows.n,
+            compare=(second[1] - second[0]) / rows.n,
+            move=move,
+            sketch=begin / _AGAIN,
+            begin=begin,
             measured=True,
         )
 
 
-def _timed(work: Callable[[], Item]) -> tuple[float, Item]:
-    began = time.perf_counter()
-    done = work()
-    return time.perf_counter() - began, done
+def _rows(plan: Plan, glance: Glance) -> FloatArray:
+    """Rows to cluster: those that were glanced at, and more where lists are many."""
+    least = min(int(_ROWS_PER_LIST * plan.nlist), plan.n)
+    rows = glance.rows
+    if len(rows) < least:
+        rows = np.concatenate((rows, glance.read(least - len(rows), plan.seed + 1)))
+    blocks = max(_BLOCKS * plan.threads, max(least, plan.nlist) // BLOCK_ROWS + 1)
+    return rows[np.arange(blocks * BLOCK_ROWS) % len(rows)]
 
 
-def _picked(store: Store, plan: Plan, pool: Pool) -> FloatArray:
-    """As many drawn rows as there are lists, read and prepared as those of the sample are."""
-    rows = _drawn(store, plan)
-    step = max(1, BATCH_BYTES // (4 * plan.d))
+class _Bits:
+    """Rows as k-means reads those of a sample; knows when each pass began and ended."""
 
-    def asked() -> Iterator[IntArray]:
-        for first in range(0, len(rows), step):
-            store.will_take(rows[first : first + step])
-            yield rows[first : first + step]
+    def __init__(self, x: FloatArray) -> None:
+        self.n, self.d = x.shape
+        self._bits = narrow(x)
+        self.begun: list[float] = []
+        self.ended: list[float] = []
 
-    def read(some: IntArray) -> FloatArray:
-        x = prepare(store.gather(some), plan.metric).x
-        narrow(x)
-        return x
+    def take(self, rows: IntArray) -> FloatArray:
+        return widen(self._bits[rows])
 
-    ahead = plan.threads if store.mapped else 0
-    return np.ascontiguousarray(np.concatenate(list(in_order(pool, read, asked(), ahead))), np.float32)
+    def iterate(self, rows: int, *, first: int, backwards: bool) -> Iterator[Callable[[], FloatArray]]:
+        self.begun.append(time.perf_counter())
+        for start in range(0, first, rows)[:: -1 if backwards else 1]:
+            yield partial(widen, self._bits[start : start + rows])
+
+    def told(self, done: int) -> None:
+        """The progress of k-means."""
+        if done % self.n == 0:
+            self.ended.append(time.perf_counter())
 
 
-def _drawn(store: Store, plan: Plan) -> IntArray:
-    count = max(plan.nlist, 2 * BLOCK_ROWS)
-    if store.mapped or not store.uri:
-        return draw(plan.n, count, plan.seed)
-    # Of a store in chunks whole ones are decoded: as many as hold that many rows.
-    places = _spans(plan.n, count, int(np.diff(store.chunk_starts).max()))
-    return np.concatenate([np.arange(begin, end) for begin, end in places])[:count]
+def _encoding(plan: Plan, template: Template, rows: _Bits, pool: Pool) -> float:
+    """Seconds for a row that is encoded and compared with witnesses."""
+    count = _BLOCKS * plan.threads
+    blocks = [
+        Block(start=start, rows=rows.take(np.arange(start, start + BLOCK_ROWS) % rows.n))
+        for start in range(0, count * BLOCK_ROWS, BLOCK_ROWS)
+    ]
+
+    def each(some: Sequence[Block], asked: int) -> float:
+        """Seconds for each row of some blocks, with so many witnesses, who have seen as many rows before."""
+        queries = rows.take(np.arange(asked) % rows.n)
+        near = Neighbours(Witnesses.no_rows(queries), plan.metric, [], template.basis)
+        for block in some if asked else ():
+            near.take(near.look(block.start, prepare(block.rows, plan.metric), None))
+        one = partial(encode, plan=plan, template=template, copies=None, near=near)
+        began = time.perf_counter()
+        for encoded in in_order(pool, one, some, plan.threads):
+            near.take(encoded.near)
+        return (time.perf_counter() - began) / (len(some) * BLOCK_ROWS)
+
+    alone, some = each(blocks, 0), plan.witnesses // _SOME_WITNESSES
+    if not some:
+        return alone
+    asked = max(each(blocks[: plan.threads], some) - alone, 0.0)
+    return alone + asked * plan.witnesses / some
 
 
 def _read(store: Store, plan: Plan) -> float:
     """Seconds for a row that is read in order."""
-    spans = _spans(plan.n, max(1, _READ_BYTES // store.row_bytes), BLOCK_ROWS)
-    total = sum(end - begin for begin, end in spans)
-
-    def work() -> None:
-        for begin, end in spans:
-            for block in store.blocks(min(plan.block_rows, end - begin), start=begin, stop=end):
-                block.rows.max(axis=0)
-
-    return _timed(work)[0] / total
-
-
-def _spans(n: int, rows: int, least: int) -> Sequence[tuple[int, int]]:
-    """Some spans of a store, evenly spaced, of so many rows in all."""
-    each = min(n, max(least, rows // _PLACES))
-    count = max(1, min(_PLACES, rows // each))
-    return [(int(at), int(at) + each) for at in np.linspace(0, n - each, count)]
+    n = plan.n
+    rows = max(1, min(_READ_BYTES // store.row_bytes, n // _ONE_OF))
+    each = min(n, max(BLOCK_ROWS, rows // _PLACES))
+    places = np.linspace(0, n - each, max(1, min(_PLACES, rows // each))).astype(np.int64)
+    if not store.mapped and store.uri:
+        # Chunks are decoded whole, and some at a time.
+        each = min(n, max(plan.block_rows, each))
+        starts = store.chunk_starts
+        places = np.unique(starts[np.searchsorted(starts, np.minimum(places, n - each), side="right") - 1])
+    began, total = time.perf_counter(), 0
+    for begin in places.tolist():
+        for block in store.blocks(min(plan.block_rows, each), start=begin, stop=begin + each):
+            np.ascontiguousarray(block.rows).view(np.uint8).max()
+            total += len(block.rows)
+    return (time.perf_counter() - began) / total

@@ -34,8 +34,9 @@ __all__ = ["Found", "Sweep"]
 _TILE = 512
 #: float32 numbers are rounded by at most this part of their size.
 _ROUNDED = 2.0**-24
-#: Of a block, the share of pairs that few directions may leave before all dimensions are multiplied instead.
-_LEFT = 1 / 8
+#: Of a block, the share of pairs that few directions may leave before all dimensions are multiplied instead;
+#: and in how many further blocks few directions are then not tried.
+_LEFT, _WITHOUT = 1 / 16, 6
 #: Vectors must not grow when they are projected, however directions were rounded.
 _SHORT = np.float32(1 - 1e-5)
 #: Squared lengths outside of these lose digits in float32, or overflow.
@@ -116,6 +117,8 @@ class Sweep:
             self._offset = squares
         self._length = np.sqrt(squares)
         self._bound = None if basis is None else _Bound(xq, basis, l2=metric == "l2")
+        #: Blocks in which few directions are not tried, by tile. Two threads may count one as two or none.
+        self._without = [0] * -(-nq // _TILE)
         # Of the score and of the distance; a cosine has the rounding of both lengths besides.
         self._error = (4 if metric == "cosine" else 2) * (d + 8) * _ROUNDED
         self._tiles = [slice(first, min(first + _TILE, nq)) for first in range(0, nq, _TILE)]
@@ -164,8 +167,14 @@ class Sweep:
             tiles = []
             for i, tile in enumerate(self._tiles):
                 kth = self._worst[i]
-                near = None if bound is None else bound(tile, kth, self._error)
-                if near is None or np.count_nonzero(near) > _LEFT * near.size:
+                near = None
+                if bound is not None and not self._without[i]:
+                    near = bound(tile, kth, self._error)
+                    if np.count_nonzero(near) > _LEFT * near.size:
+                        near, self._without[i] = None, _WITHOUT
+                elif self._without[i]:
+                    self._without[i] -= 1
+                if near is None:
                     operand = operand or self._operand(x)
                     near = self._near(tile, kth, *operand, bad)
                 tiles.append(self._pairs(tile, kth, start, every, near, x, squares, bad))

@@ -61,6 +61,14 @@ class Template:
         list_nos = self.assigner.assign_two(placed, low)
         return list_nos, np.stack([self.codec.encode(y, list_nos[:, i]) for i in (0, 1)], axis=1)
 
+    def apart(self, x: FloatArray, list_nos: IntArray) -> FloatArray:
+        """Squared distances ``(m,)`` of prepared rows ``(m, d)`` to the centroids of their lists ``(m,)``.
+
+        For ``ip`` and ``cosine`` of the rows scaled to unit length.
+        """
+        placed = x if self.codec.isometric else self.codec.transform(x)
+        return self.assigner.squared(placed, list_nos[:, None])[:, 0]
+
 
 class _Transformed:
     """The sample as k-means reads it where transforms change distances: in the space rows are assigned in."""

@@ -9,7 +9,7 @@ whichever process filled them.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ooc.build.given import fingerprint, read_queries
-from ooc.build.plan import Plan
 from ooc.build.rows import Prepared, prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Shard
 from ooc.build.sweep import Found, Sweep
 from ooc.durable import write_bytes
-from ooc.errors import ConflictError, IndexDirError
+from ooc.errors import IndexDirError
+from ooc.index.dead import Dead
 from ooc.index.layout import BuildLayout
 from ooc.stores.base import Store
-from ooc.types import AnyArray, FloatArray, IntArray, Metric, StoreLike
+from ooc.types import AnyArray, FloatArray, IntArray, Metric, OnBad
 
 __all__ = ["DEEP", "Group", "Nearest", "Neighbours", "Witnesses", "neighbours_found"]
 
@@ -56,12 +55,14 @@ _DEEP_SHARE = 3 / 11
 class Witnesses:
     """Queries ``x`` ``(q, d)`` float32, prepared for the metric; ``own`` ``(q,)``: the row each is, or -1.
 
-    ``deep`` of them, the first, tell of the hundred nearest rows, the others of the ten nearest.
+    ``deep`` of them, the first, tell of the hundred nearest rows, the others of the ten nearest. Where the
+    caller gave few queries they are in both parts; ``count`` counts them once.
     """
 
     own: IntArray
     x: FloatArray
     deep: int
+    count: int
 
     @property
     def groups(self) -> list[tuple[Group, slice]]:
@@ -69,65 +70,86 @@ class Witnesses:
         return [(DEEP, slice(0, self.deep)), (NEAR, slice(self.deep, len(self.own)))]
 
     @property
+    def by(self) -> str:
+        """What they are: ``"rows"`` or ``"queries"``."""
+        return "rows" if (self.own >= 0).any() else "queries"
+
+    @property
     def depth(self) -> IntArray:
         """How many neighbours of each are found, ``(q,)``."""
         return np.where(np.arange(len(self.own)) < self.deep, DEEP.depth, NEAR.depth)
 
     @classmethod
-    def draw(cls, store: Store, plan: Plan) -> Witnesses:
-        """Rows of the store, drawn by the plan's seed; fewer where some hold NaN or infinity.
+    def draw(
+        cls,
+        store: Store,
+        *,
+        n: int,
+        count: int,
+        metric: Metric,
+        seed: int,
+        on_bad: OnBad,
+        dead: Dead | None = None,
+    ) -> Witnesses:
+        """``count`` of the first ``n`` rows of the store, by the seed; fewer where some hold NaN or infinity.
+
+        Dead rows are none of them; in their place about as many others are.
 
         Raises
         ------
         DataError
-            A row holds NaN or infinity, where the plan says to stop there.
+            A row holds NaN or infinity, and ``on_bad`` says to stop there.
         """
-        rng = np.random.default_rng([plan.seed, plan.n, 1])
-        rows = rng.choice(plan.n, plan.witnesses, replace=False)
+        rng = np.random.default_rng([seed, n, 1])
+        gone = 0 if dead is None else dead.count
+        rows = rng.choice(n, min(n, -(-count * n // max(n - gone, 1))), replace=False)
+        if dead is not None:
+            rows = rows[~dead.contains(rows)]
         deep = round(_DEEP_SHARE * len(rows))
         order = np.argsort(rows)
         store.will_take(rows[order])
         taken = store.gather(rows[order])
-        prepared = prepare(taken[np.argsort(order)], plan.metric)
-        if len(prepared.bad) and plan.on_bad == "stop":
+        prepared = prepare(taken[np.argsort(order)], metric)
+        if len(prepared.bad) and on_bad == "stop":
             raise bad_rows_error(store, int(rows[prepared.bad[0]]), len(prepared.bad), "of those drawn")
-        good = np.ones(len(rows), bool)
-        good[prepared.bad] = False
-        if plan.metric == "cosine":  # everything is as near to a row of zeros
-            good &= prepared.x.any(axis=1)
+        good = prepared.comparable(metric)
         x = np.ascontiguousarray(prepared.x[good], dtype=np.float32)
-        return cls(own=rows[good], x=x, deep=int(good[:deep].sum()))
+        return cls(own=rows[good], x=x, deep=int(good[:deep].sum()), count=len(x))
 
     @classmethod
-    def of(cls, queries: StoreLike, plan: Plan) -> Witnesses:
-        """Queries of the caller's.
+    def of(cls, x: FloatArray, seed: int, most: int) -> Witnesses:
+        """Queries ``(q, d)`` of the caller's, as ``ooc.build.given.read_queries`` gives them.
 
-        Raises
-        ------
-        StoreError, DataError
-            As ``ooc.build.given.read_queries``.
-        ConflictError
-            They are not those that the plan was made with.
+        They make ``most`` witnesses at most: where they are fewer, they tell of ten rows and of a hundred.
         """
-        x = read_queries(queries, d=plan.d, metric=plan.metric, count=plan.witnesses)
-        if fingerprint(x) != plan.queries:
-            raise ConflictError("the queries were changed since the build was planned", kind="store-changed")
-        # Those that tell of a hundred rows are spread over all.
-        order = np.random.default_rng([plan.seed, len(x), 2]).permutation(len(x))
+        deep = min(len(x), round(_DEEP_SHARE * most))
+        near = min(len(x), most - deep)
+        # Those of either part are spread over all.
+        order = np.random.default_rng([seed, len(x), 2]).permutation(len(x))
+        x, count = np.concatenate((x[order[len(x) - deep :]], x[order[:near]])), len(x)
         own = np.full(len(x), -1, np.int64)
-        return cls(own=own, x=np.ascontiguousarray(x[order]), deep=round(_DEEP_SHARE * len(x)))
+        return cls(own=own, x=np.ascontiguousarray(x), deep=deep, count=count)
+
+    @classmethod
+    def no_rows(cls, x: FloatArray) -> Witnesses:
+        """Queries ``(q, d)``, prepared, that are no rows of the store."""
+        own = np.full(len(x), -1, np.int64)
+        return cls(own=own, x=x, deep=round(_DEEP_SHARE * len(x)), count=len(x))
 
     @classmethod
     def load(cls, build: BuildLayout) -> Witnesses | None:
         """What ``save`` wrote; None where it did not."""
         if not build.witnesses.exists():
             return None
-        own, x, deep = _unpacked(build.witnesses, ("own", "x", "deep"))
-        return cls(own=own, x=x, deep=int(deep))
+        own, x, deep, count = _unpacked(build.witnesses, ("own", "x", "deep", "count"))
+        return cls(own=own, x=x, deep=int(deep), count=int(count))
 
     def save(self, build: BuildLayout) -> None:
         """Keep them with the build, durably."""
-        write_bytes(build.witnesses, _packed(own=self.own, x=self.x, deep=np.array(self.deep)))
+        write_bytes(
+            build.witnesses,
+            _packed(own=self.own, x=self.x, deep=np.array(self.deep), count=np.array(self.count)),
+        )
 
 
 class Neighbours:
@@ -169,6 +191,21 @@ class Neighbours:
         """Add what ``look`` found."""
         for (_, _, sweep), one in zip(self._sweeps, found, strict=True):
             sweep.take(one)
+
+    def nearest(self, lists_of: Callable[[IntArray], AnyArray]) -> Nearest:
+        """The nearest of all rows that were seen.
+
+        ``lists_of`` knows the lists ``(m, lists)`` of rows ``(m,)``.
+        """
+        parts = []
+        for group, first, sweep in self._sweeps:
+            keys, ids = sweep.so_far()
+            query, rank = np.nonzero(ids >= 0)
+            row = ids[query, rank]
+            near = _Near(query=query + first, row=row, key=keys[query, rank], lists=lists_of(row))
+            parts.append((near, np.full(len(ids), group.depth)))
+        depth = np.concatenate([depth for _, depth in parts])
+        return _nearest([near for near, _ in parts], depth)
 
     def of_rows(self, start: int, list_nos: AnyArray) -> bytes:
         """A file of those of the rows from ``start`` on that are among the nearest, with their lists.
@@ -226,10 +263,13 @@ class Nearest:
     lists: AnyArray
 
 
-def neighbours_found(shards: list[Shard], depth: IntArray, lists_per_row: int) -> Nearest:
+def neighbours_found(shards: list[Shard], depth: IntArray) -> Nearest:
     """The nearest of all that the shards kept: as many of each witness as ``depth`` ``(q,)`` says."""
+    return _nearest([_read(shard) for shard in shards], depth)
+
+
+def _nearest(parts: list[_Near], depth: IntArray) -> Nearest:
     count = len(depth)
-    parts = [_read(shard) for shard in shards]
     query = np.concatenate([part.query for part in parts])
     row, key = np.concatenate([part.row for part in parts]), np.concatenate([part.key for part in parts])
     lists = np.concatenate([part.lists for part in parts])
@@ -240,7 +280,7 @@ def neighbours_found(shards: list[Shard], depth: IntArray, lists_per_row: int) -
     most = max(DEEP.depth, NEAR.depth)
     rows = np.full((count, most), -1, np.int64)
     keys = np.full((count, most), np.inf, np.float32)
-    in_lists: AnyArray = np.zeros((count, most, lists_per_row), np.int32)
+    in_lists: AnyArray = np.zeros((count, most, lists.shape[1]), np.int32)
     rows[query, rank], keys[query, rank], in_lists[query, rank] = row[order], key[order], lists[order]
     return Nearest(rows=rows, keys=keys, lists=in_lists)
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,14 @@ from ooc import engine
 from ooc.build.forecast import STAGES, shares
 from ooc.build.plan import Plan
 from ooc.build.status import StatusWriter
+from ooc.build.watch import MemoryWatch
 from ooc.durable import make_directory
 from ooc.errors import Stopped
-from ooc.events import Event, Finished, Observer, Progress, StageFinished, Started, broadcast
+from ooc.events import Event, Finished, Observer, StageFinished, StageStarted, Started, broadcast
 from ooc.index.layout import Layout
-from ooc.mapping import private_bytes, release_free_memory
+from ooc.mapping import release_free_memory
 
 __all__ = ["Work"]
-
-#: How often private memory is looked at.
-_LOOK_SECONDS = 0.1
-#: And how often freed memory is given back where a stage has come to so much of its share.
-_RELEASE_SECONDS, _MUCH = 0.5, 0.875
 
 
 class Work:
@@ -53,34 +49,24 @@ class Work:
         self._emit = broadcast([self._watch, observer])
         self._stop = stop
         self._stages: dict[str, dict[str, Any]] = {}
-        self._peak, self._looked, self._released = 0, 0.0, 0.0
-        self._shares: Mapping[str, int] = {}
+        self._memory = MemoryWatch()
         self._began = time.monotonic()
 
     def _watch(self, event: Event) -> None:
         """What the run itself learns from the events."""
-        if isinstance(event, Progress):
-            # Asking the kernel takes half a millisecond, and there are thousands of events.
-            if event.time - self._looked >= _LOOK_SECONDS:
-                self._looked = event.time
-                private = private_bytes()
-                self._peak = max(self._peak, private)
-                # What threads free may stay with the C library, in the gaps between what they hold.
-                much = private > _MUCH * self._shares.get(event.stage, private)
-                if much and event.time - self._released >= _RELEASE_SECONDS:
-                    self._released = event.time
-                    release_free_memory()
+        if isinstance(event, StageStarted):
+            self._memory.begins(event.stage)
         elif isinstance(event, StageFinished):
-            self._stages[event.stage] = {"seconds": event.seconds, **event.figures}
-            workers = event.figures.get("workers_peak_bytes", 0)
-            self._peak = max(self._peak, workers + private_bytes() if workers else 0)
+            peak = self._memory.look(others=event.figures.get("workers_peak_bytes", 0))
+            figures = {**event.figures, "peak_private_bytes": peak}
+            self._stages[event.stage] = {"seconds": event.seconds, **figures}
             release_free_memory()  # the next stage's budget is its own
 
     @contextlib.contextmanager
     def at_work(self, plan: Plan, status_file: Path) -> Iterator[None]:
         """Tell of the beginning, and keep the status file, which says how it ended if not well."""
         make_directory(status_file.parent)
-        self._shares = plan.memory_by_stage
+        self._memory.shares = plan.memory_by_stage
         status = StatusWriter(status_file)
         self._emit = broadcast([self._watch, status, self._outside])
         self._emit(
@@ -94,7 +80,8 @@ class Work:
         if "plan" in STAGES[self._operation]:
             self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
         try:
-            yield
+            with self._memory:
+                yield
         except Stopped as error:
             status.stopped("stopped")
             error.hint = "Everything finished so far is kept; the same command goes on from there."
@@ -106,7 +93,7 @@ class Work:
     def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Tell of the end."""
         figures = {**figures, "seconds": time.monotonic() - self._began}
-        figures["peak_private_bytes"] = self._peak
+        figures["peak_private_bytes"] = self._memory.peak
         self._emit(Finished(operation=self._operation, seconds=figures["seconds"], figures=figures))
         return figures
 
@@ -117,7 +104,7 @@ class Work:
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
             "finished": time.time(),
-            "peak_private_bytes": self._peak,
+            "peak_private_bytes": self._memory.peak,
             "versions": {
                 "faiss": engine.version(),
                 "numpy": np.__version__,

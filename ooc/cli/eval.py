@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from ooc.cli.info import recall_table
 from ooc.cli.options import add_json, add_memory, add_progress, add_threads, print_json, watching
 from ooc.cli.signals import stop_on_signals
 from ooc.cli.text import aligned, heading, print_lines
 from ooc.errors import ArgumentError
-from ooc.units import format_bytes, format_count
+from ooc.units import format_bytes, format_count, format_seconds
 
 HELP = "recall, time and bytes of an index, against exact neighbours"
 
@@ -46,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, metavar="N", help="of the draw")
     add("--html", metavar="FILE", help="write a page of the results; it loads nothing from elsewhere")
-    add("--plot", metavar="FILE", help="write the curve as .svg")
+    add("--plot", metavar="FILE", help="write the curve as .svg or .png")
+    add(
+        "--update",
+        action="store_true",
+        help="instead of a grid: measure anew which settings keep which recall, by QUERIES or rows, and let "
+        "searches choose by it from now on",
+    )
     add("--overwrite", action="store_true", help="replace what is at --html and --plot")
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
     add_memory(parser)
@@ -75,13 +82,14 @@ def run(args: argparse.Namespace) -> int:
             html=args.html,
             plot=args.plot,
             overwrite=args.overwrite,
+            update=args.update,
             observer=shown,
             stop=stop,
         )
     if args.json:
         print_json(figures)
     else:
-        print_lines(describe(figures))
+        print_lines(describe_update(figures) if args.update else describe(figures))
     return 0
 
 
@@ -95,6 +103,13 @@ def _numbers(listed: str | None, name: str) -> list[int] | None:
         raise ArgumentError(
             f"--{name} must be whole numbers with commas between them, not {listed!r}", kind=name
         ) from None
+
+
+def describe_update(figures: Mapping[str, Any]) -> list[str]:
+    """The table that was measured anew."""
+    seconds, table = format_seconds(figures["seconds"]), figures["recall"]
+    said = f"{figures['index']}: generation {figures['generation']}, recall measured anew in {seconds}"
+    return [heading(said), *(recall_table(table) if table else ["  nothing could be measured"])]
 
 
 def describe(figures: Mapping[str, Any]) -> list[str]:

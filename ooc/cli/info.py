@@ -144,10 +144,21 @@ def _lists(sizes: Mapping[str, Any], width: int) -> list[str]:
 
 
 def _recall(table: Mapping[str, Any] | None) -> list[str]:
-    """What a search must read for which recall."""
+    """What a search must read for which recall, and whether that still holds."""
     if table is None:
         return []
-    lines = [("k", "recall", "nprobe", "rerank", "lists read", "rows read")]
+    stale = table["stale"]
+    warning = (
+        [f"  STALE: {stale}.", "  The table was measured before these rows: run `ooc eval --update`."]
+        if stale
+        else []
+    )
+    return [heading("Recall"), *recall_table(table), *warning, ""]
+
+
+def recall_table(table: Mapping[str, Any]) -> list[str]:
+    """The settings that keep some recalls, what they read and take, and how that was measured."""
+    lines: list[tuple[str, ...]] = [("k", "recall", "nprobe", "rerank", "lists read", "rows read", "p50")]
     for line in table["settings"]:
         target = f"{line['target']:g}" if line["kept"] else f"{line['low']:.3f} at most"
         if not line["kept"] and lines[-1][:2] == (str(line["k"]), target):
@@ -160,14 +171,17 @@ def _recall(table: Mapping[str, Any] | None) -> list[str]:
                 str(line["candidates"]),
                 format_bytes(line["list_bytes"]),
                 format_bytes(line["row_bytes"]),
+                "" if line["p50_seconds"] is None else f"{1e3 * line['p50_seconds']:.2f} ms",
             )
         )
+    if all(line["p50_seconds"] is None for line in table["settings"]):
+        lines = [line[:-1] for line in lines]
     count = format_count(table["queries"])
     if table["by"] == "rows":
         said = f"  measured with {count} rows of the store, each left out of its own answer"
     else:
         said = f"  measured with {count} queries that were given"
-    return [heading("Recall"), *aligned(lines, right=(0, 1, 2, 3, 4, 5)), said, ""]
+    return [*aligned(lines, right=range(len(lines[0]))), said]
 
 
 def _bytes(info: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,12 @@ def describe(plan: Plan) -> list[str]:
     rerank = "the index's own copy of the rows" if plan.copy_vectors else "the store"
     if plan.copy_dtype != "store":
         rerank += f" as {plan.copy_dtype}, whose loss `ooc info` shows once it is built"
-    stages = list(plan.memory_by_stage.items())
+    most = plan.memory_by_stage
+    expected = plan.forecast.memory_by_stage if plan.forecast is not None else {}
+    memory = [("", "at most", "of it", "expected")] if expected else []
+    for stage, size in most.items():
+        shown = (format_bytes(expected[stage]),) if expected else ()
+        memory.append((stage, format_bytes(size), f"{size / plan.memory_bytes:.0%}", *shown))
     nlist, each = (format_count(m) for m in (plan.nlist, plan.n * plan.lists_per_row / plan.nlist))
     return [
         heading("What"),
@@ -74,11 +79,8 @@ def describe(plan: Plan) -> list[str]:
         "",
         *_codes(plan),
         *_forecast(plan),
-        heading(f"Private memory at most, of {format_bytes(plan.memory_bytes)}"),
-        *aligned(
-            [(stage, format_bytes(size), f"{size / plan.memory_bytes:.0%}") for stage, size in stages],
-            right=(1, 2),
-        ),
+        heading(f"Private memory, of {format_bytes(plan.memory_bytes)}"),
+        *aligned(memory, right=(1, 2, 3)),
         "",
         heading("Disk"),
         *aligned(

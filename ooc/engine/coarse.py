@@ -113,7 +113,7 @@ class Coarse:
         looks = self.looks(y)
         if self._l2:
             looks += np.einsum("ij,ij->i", y, y)[:, None]
-        order = np.argsort(self._key(looks), axis=1, kind="stable")
+        order = np.argsort(self._key(looks), axis=1)
         return order, pick(looks, order)
 
     def reaches(self, y: FloatArray, found: FloatArray, numbers: IntArray) -> FloatArray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class DiskLists:
             # What was not asked for ahead costs its own pages and no more.
             advise_random(at, int(file.totsize))
         self._ivf.parallel_mode = _BY_QUERIES
-        self._ranging = threading.Lock()
+        self._ranging, self._ranges = threading.Lock(), 0
         self._coarse = Coarse(self._codec, sketch, handicap)
         if hasattr(self._ivf, "use_precomputed_table"):
             self._ivf.use_precomputed_table = 0
@@ -256,22 +257,17 @@ class DiskLists:
         coarse = np.ascontiguousarray(coarse, dtype=np.float32)
         result = faiss.RangeSearchResult(nq)
         params = _parameters(nprobe, selector)
-        with self._ranging:
-            # faiss refuses a range search in the other mode; a search that meets this one has one thread.
-            self._ivf.parallel_mode = 0
-            try:
-                self._ivf.range_search_preassigned_c(
-                    nq,
-                    faiss.swig_ptr(y),
-                    radius,
-                    faiss.swig_ptr(lists),
-                    faiss.swig_ptr(coarse),
-                    result,
-                    False,
-                    params,
-                )
-            finally:
-                self._ivf.parallel_mode = _BY_QUERIES
+        with self._range_mode():
+            self._ivf.range_search_preassigned_c(
+                nq,
+                faiss.swig_ptr(y),
+                radius,
+                faiss.swig_ptr(lists),
+                faiss.swig_ptr(coarse),
+                result,
+                False,
+                params,
+            )
         lims = faiss.rev_swig_ptr(result.lims, nq + 1).astype(np.int64)
         total = int(lims[-1])
         if total == 0:
@@ -281,6 +277,20 @@ class DiskLists:
             faiss.rev_swig_ptr(result.distances, total).copy(),
             faiss.rev_swig_ptr(result.labels, total).copy(),
         )
+
+    @contextlib.contextmanager
+    def _range_mode(self) -> Iterator[None]:
+        """While any is run: faiss refuses them in the other mode. A search beside one has one thread."""
+        with self._ranging:
+            self._ranges += 1
+            self._ivf.parallel_mode = 0
+        try:
+            yield
+        finally:
+            with self._ranging:
+                self._ranges -= 1
+                if not self._ranges:
+                    self._ivf.parallel_mode = _BY_QUERIES
 
     def close(self) -> None:
         """Unmap the lists; the object must not be used afterwards."""

@@ -18,7 +18,10 @@ from ooc.evaluation.measure import Asked, default_candidates, default_nprobes, m
 from ooc.evaluation.neighbours import read_neighbours
 from ooc.evaluation.page import page
 from ooc.evaluation.plot import curve
+from ooc.evaluation.png import check_png, png
 from ooc.evaluation.recall import CONFIDENCE, limits
+from ooc.evaluation.rows import Numbered, indexed_rows, numbered
+from ooc.evaluation.update import update as measure_anew
 from ooc.search.queries import as_queries, check_at_least
 from ooc.search.searcher import Index, open_index
 from ooc.stores import Store, open_store
@@ -53,10 +56,13 @@ def evaluate(
     html: PathOrStr | None = None,
     plot: PathOrStr | None = None,
     overwrite: bool = False,
+    update: bool = False,
     observer: events.Observer | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Measure recall, time and bytes over a grid of (``nprobe``, ``candidates``).
+
+    With ``update`` the table is measured anew by which searches choose their settings (``recall=``).
 
     Parameters
     ----------
@@ -85,9 +91,15 @@ def evaluate(
     html : path, optional
         Write a page of the results there: one file, nothing is loaded from elsewhere.
     plot : path, optional
-        Write the curve there, as ``.svg``.
+        Write the curve there: ``.svg``, or ``.png``, which takes the extra ``[plot]``.
     overwrite : bool
         Replace what is at ``html`` and ``plot``.
+    update : bool
+        Measure the table of recalls anew, as a build does, by ``queries`` or else by rows that are drawn, and
+        publish it as another generation of the index: its segments stay as they are, and who opens it from
+        then on searches by it. Up to ``count`` queries are used, evenly spaced; by default as many as a
+        build uses. Interrupted, the index is as before. No grid is measured: ``ground_truth``, ``k``,
+        ``nprobe``, ``candidates``, ``html`` and ``plot`` do not go with it.
     observer : callable, optional
         Is told events (``ooc.events``): stages ``"exact"`` (rows) and ``"search"`` (queries).
     stop : threading.Event, optional
@@ -105,6 +117,9 @@ def evaluate(
         ``queries`` (a record), ``ground_truth``, ``ties`` (``"distances"``, or ``"ids"`` where the
         rows cannot be read), ``confidence``, ``html``, ``plot``, ``seconds``.
 
+        With ``update``: ``index``, ``generation`` (the new one), ``metric``, ``rows``, ``queries``,
+        ``seconds``; ``recall`` and ``defaults``, as ``Index.info`` gives them.
+
     Raises
     ------
     IndexDirError, StoreError, DataError, PlanError, MissingExtraError
@@ -115,7 +130,7 @@ def evaluate(
     ArgumentError
         An argument is wrong, or a ground truth without its queries.
     ConflictError
-        ``out-exists``.
+        ``out-exists``; ``locked`` or ``index-changed``, where another process publishes at the same time.
     Stopped
         ``stop`` was set; nothing is written.
     """
@@ -126,7 +141,14 @@ def evaluate(
         raise ArgumentError(
             "a ground truth is of queries, and none are given", kind="ground_truth", hint="Name the queries."
         )
-    pages = [_place(html, (".html", ".htm"), overwrite), _place(plot, (".svg",), overwrite)]
+    if update:
+        _check_update(
+            ground_truth=ground_truth, k=None if k == 10 else k, nprobe=nprobe, candidates=candidates,
+            html=html, plot=plot,
+        )  # fmt: skip
+    pages = [_place(html, (".html", ".htm"), overwrite), _place(plot, (".svg", ".png"), overwrite)]
+    if pages[1] is not None and pages[1].suffix.lower() == ".png":
+        check_png()
     tell = observer or events.ignore
     begun = time.monotonic()
     with ExitStack() as opened:
@@ -135,6 +157,17 @@ def evaluate(
         elif store is not None:
             raise ArgumentError(
                 "store= goes with the path of an index", kind="store", hint="Open the index with store=."
+            )
+        if update:
+            return measure_anew(
+                index,
+                queries,
+                count=count,
+                seed=seed,
+                memory_bytes=parse_bytes(memory),
+                threads=threads,
+                observer=tell,
+                stop=stop,
             )
         grid = _grid(index, k, nprobe, candidates)
         info = index.info()
@@ -148,26 +181,37 @@ def evaluate(
         shares = {"search": 1.0} if ground_truth is not None else _SHARES
         tell(events.Started(operation="eval", stages=shares, settings=settings))
         rows, same = _rows(index, needed=queries is None or ground_truth is None)
-        xq, own, told = _queries(index, rows, queries, count, seed)
+        there = numbered(index)
+        xq, own, told = _queries(index, rows, there, queries, count, seed)
         if ground_truth is not None:
-            truth = _given(ground_truth, len(xq), k, int(info["plan"]["n"]))
+            truth = _given(ground_truth, len(xq), k, there.id_end)
+            near = there.rows(truth)
         else:
             assert rows is not None
-            _, truth = neighbours(
+            _, near = neighbours(
                 rows,
                 xq,
                 k,
                 index.metric,
-                n=int(info["plan"]["n"]),
+                n=there.end,
                 rows=own,
+                dead=there.dead,
                 memory_bytes=parse_bytes(memory),
                 threads=threads,
                 on_bad="skip" if info["skipped_rows"] else "stop",
                 observer=tell,
                 stop=stop,
             )
-        limit = None if rows is None else limits(xq, truth, k, rows, index.metric)
-        asked = Asked(xq=xq, own=own, truth=truth, limit=limit, rows=None if same else rows)
+            truth = there.ids(near)
+        limit = None if rows is None else limits(xq, near, k, rows, index.metric)
+        asked = Asked(
+            xq=xq,
+            own=None if own is None else there.ids(own),
+            truth=truth,
+            limit=limit,
+            rows=None if same else rows,
+            rows_of=there.rows,
+        )
         points = []
         with events.stage(tell, "search", len(xq) * len(grid[0]) * len(grid[1]), unit="queries") as stage:
             for point in measured(index, asked, k, *grid, stop=stop):
@@ -194,7 +238,18 @@ def _write(pages: Sequence[Path | None], figures: dict[str, Any], info: dict[str
     if html is not None:
         write_bytes(html, page(figures, info).encode())
     if plot is not None:
-        write_bytes(plot, curve(figures).encode())
+        write_bytes(plot, png(figures) if plot.suffix.lower() == ".png" else curve(figures).encode())
+
+
+def _check_update(**given: object) -> None:
+    """What makes a grid does not go with an update."""
+    for name, value in given.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name} is of a grid of settings, and an update measures the table of recalls",
+                kind=name,
+                hint=f"Leave --update or --{name.replace('_', '-')} out.",
+            )
 
 
 def _place(path: PathOrStr | None, suffixes: tuple[str, ...], overwrite: bool) -> Path | None:
@@ -230,37 +285,31 @@ def _grid(
 
 
 def _rows(index: Index, *, needed: bool) -> tuple[Store | None, bool]:
-    """The rows that were indexed, and whether a search takes its distances from them.
-
-    Raises
-    ------
-    StoreError, ConflictError
-        They are ``needed`` and gone.
-    """
+    """As ``indexed_rows``; None where they are gone and not ``needed``."""
     try:
-        rows = index.rows(original=True)
+        return indexed_rows(index)
     except OocError:
-        # Its own rows do where nothing was lost in them.
-        if index.info()["plan"]["copy_dtype"] == "store":
-            try:
-                return index.rows(), True
-            except OocError:
-                pass
         if needed:
             raise
         return None, True
-    return rows, rows is index.rows() or index.info()["plan"]["copy_dtype"] == "store"
 
 
 def _queries(
-    index: Index, rows: Store | None, queries: StoreLike | None, count: int | None, seed: int
+    index: Index,
+    rows: Store | None,
+    there: Numbered,
+    queries: StoreLike | None,
+    count: int | None,
+    seed: int,
 ) -> tuple[FloatArray, IntArray | None, dict[str, Any]]:
     """Queries ready to be searched, the rows that they are, and what to tell of them."""
     if queries is None:
         assert rows is not None
-        end = int(index.info()["plan"]["n"])
-        drawn = np.random.default_rng(seed).choice(end, min(count or _QUERIES, end), replace=False)
-        own = np.sort(drawn).astype(np.int64)
+        wanted, end = min(count or _QUERIES, index.n), there.end
+        # Of the rows that were deleted none counts; in their place about as many others do.
+        more = min(end, -(-wanted * end // max(end - there.dead.count, 1)))
+        own = np.sort(np.random.default_rng(seed).choice(end, more, replace=False)).astype(np.int64)
+        own = own[~there.dead.contains(own)]
         raw = rows.take(own)
         good = np.isfinite(raw).all(axis=1)
         own, raw = own[good], raw[good]

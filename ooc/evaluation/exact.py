@@ -19,11 +19,13 @@ import numpy as np
 
 from ooc import events
 from ooc.build.plan import available_threads
+from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.sweep import Found, Sweep
 from ooc.build.workers import in_order, workers
 from ooc.errors import ArgumentError, DataError, PlanError, Stopped
 from ooc.evaluation.neighbours import check_neighbours, open_neighbours
+from ooc.index.dead import Dead
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.search.queries import as_queries, check_at_least
 from ooc.stores import Store, open_store
@@ -215,18 +217,23 @@ def neighbours(
     *,
     n: int | None = None,
     rows: IntArray | None = None,
+    dead: Dead | None = None,
     memory_bytes: int,
     threads: int | None = None,
     on_bad: OnBad = "stop",
     observer: events.Observer = events.ignore,
     stop: threading.Event | None = None,
 ) -> tuple[FloatArray, IntArray]:
-    """As ``exact``, of an open store's first ``n`` rows, and told as a stage of another operation."""
+    """As ``exact``, of an open store's first ``n`` rows, and told as a stage of another operation.
+
+    Dead rows are passed over.
+    """
     from ooc.stores.array import ArrayStore
 
     asked = _Asked(store, ArrayStore(xq), rows, metric)
     plan = _Plan.of(store, asked, k=k, metric=metric, budget=memory_bytes, threads=threads, keep=True, n=n)
-    parts = _parts(store, asked, plan, k=k, metric=metric, on_bad=on_bad, tell=observer, stop=stop, counts={})
+    options: dict[str, Any] = {"on_bad": on_bad, "tell": observer, "stop": stop, "counts": {}}
+    parts = _parts(store, asked, plan, k=k, metric=metric, dead=dead, **options)
     found = [(distances, ids) for _, distances, ids in parts]
     return np.concatenate([p[0] for p in found]), np.concatenate([p[1] for p in found])
 
@@ -338,6 +345,7 @@ def _parts(
     tell: events.Observer,
     stop: threading.Event | None,
     counts: dict[str, int],
+    dead: Dead | None = None,
 ) -> Iterator[tuple[int, FloatArray, IntArray]]:
     """First query, distances and ids, of the queries of each pass."""
     counts["skipped_rows"] = 0
@@ -350,20 +358,20 @@ def _parts(
             xq, own = asked.read(first, min(first + plan.queries, asked.nq))
             sweep = Sweep(xq, k, metric, own)
             skipped, done = 0, turn * plan.n
-            look = partial(_look, sweep)
+            look = partial(_look, sweep, dead)
             with closing(_pieces(store, plan)) as pieces:  # ends the thread that reads ahead
                 # One by one at first: where nothing is known of the best yet, each piece has k a query.
                 looked = chain(map(look, islice(pieces, _FIRST)), in_order(pool, look, pieces, plan.threads))
-                for rows, found in looked:
+                for rows, bad, found in looked:
                     if stop is not None and stop.is_set():
                         raise Stopped(
                             f"stopped after {format_count(done)} of {format_count(total)} rows; "
                             "no neighbours were written",
                             hint="The same command starts over.",
                         )
-                    if len(found.bad) and on_bad == "stop":
-                        raise bad_rows_error(store, int(found.bad[0]), len(found.bad))
-                    skipped += len(found.bad)
+                    if len(bad) and on_bad == "stop":
+                        raise bad_rows_error(store, int(bad[0]), len(bad))
+                    skipped += len(bad)
                     sweep.take(found)
                     done += rows
                     stage.tell(done)
@@ -396,5 +404,12 @@ def _pieces_of(threads: int) -> int:
     return 2 * threads + 1
 
 
-def _look(sweep: Sweep, block: Block) -> tuple[int, Found]:
-    return len(block.rows), sweep.look(block.start, block.rows)
+def _look(sweep: Sweep, dead: Dead | None, block: Block) -> tuple[int, IntArray, Found]:
+    """How many rows, which of them hold NaN or infinity, and what may be among the nearest."""
+    prepared = prepare(block.rows, "l2")
+    left_out = prepared.bad
+    if dead is not None and dead.count:
+        here = dead.contains(np.arange(block.start, block.start + len(block.rows)))
+        left_out = np.union1d(left_out, np.flatnonzero(here))
+    found = sweep.look_at(block.start, prepared.x, left_out)
+    return len(block.rows), prepared.bad + block.start, found

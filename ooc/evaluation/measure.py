@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ class Asked:
         Exact distance of the last of the ``k``; None where the rows cannot be read.
     rows : Store, optional
         Where exact distances are to be taken from; None: a search gives them as they are.
+    rows_of : callable
+        The rows there of ids ``(nq, k)``; ``own`` and ``truth`` are ids.
     """
 
     xq: FloatArray
@@ -45,6 +47,7 @@ class Asked:
     truth: IntArray
     limit: FloatArray | None
     rows: Store | None
+    rows_of: Callable[[IntArray], IntArray]
 
 
 def default_nprobes(index: Index) -> list[int]:
@@ -85,7 +88,7 @@ def measured(
             seconds = time.perf_counter() - began
             found, ids = drop_own(found, ids, asked.own, k)
             if asked.rows is not None:
-                found = distances(asked.xq, ids, asked.rows, index.metric)
+                found = distances(asked.xq, asked.rows_of(ids), asked.rows, index.metric)
             exact = None if asked.limit is None else found
             shares = recalls(ids, exact, asked.truth, asked.limit, k, index.metric)
             low, high = interval(shares, k=k)

@@ -16,7 +16,7 @@ __all__ = ["TARGETS", "cheapest", "page"]
 #: Recalls for which the page says what it takes.
 TARGETS = (0.8, 0.9, 0.95, 0.99)
 
-_STAGES = ("plan", "sample", "train", "fill", "merge", "publish")
+_STAGES = ("plan", "sample", "train", "fill", "merge", "calibrate", "publish")
 
 _STYLE = """\
 *{box-sizing:border-box}
@@ -190,7 +190,7 @@ def _settings(figures: Mapping[str, Any], info: Mapping[str, Any]) -> str:
         ("store", info["store"]["uri"] or "array in memory"),
         ("code", f"{info['factory']}, {info['code_size']} bytes a row"),
         ("lists", format_count(info["nlist"]) + (", each row in two" if info["lists_per_row"] == 2 else "")),
-        ("own rows", plan["copy_dtype"] if plan["copy_vectors"] else "none"),
+        ("own rows", plan.get("copy_dtype", "store") if plan["copy_vectors"] else "none"),
         ("search default", f"nprobe {info['defaults']['nprobe']}, rerank {info['defaults']['rerank']}"),
         ("queries", f"{format_count(queries['count'])}, {drawn if queries['drawn'] else queries['store']}"),
         ("true neighbours", figures["ground_truth"] or "computed"),

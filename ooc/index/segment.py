@@ -22,7 +22,7 @@ from ooc.mapping import MappedFile, joined
 from ooc.stores import Store, open_store
 from ooc.stores.npy import open_npy
 from ooc.stores.scaled import ScaledStore
-from ooc.types import BytesArray, FloatArray, IntArray
+from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
 
 __all__ = ["Segment", "Segments", "open_vectors", "read_checksums", "read_ids", "read_sizes"]
 
@@ -326,6 +326,26 @@ class Segments:
         ]
         # Of each list what the first segment has, then the second, and so on.
         return np.concatenate([ids for lists in zip(*of_each, strict=True) for ids in lists]).view(np.int64)
+
+    def lists_of(self, rows: IntArray) -> AnyArray:
+        """The lists ``(m, lists_per_row)`` int32 that rows ``(m,)`` are in, -1 of those in none.
+
+        Goes through the ids of all lists.
+        """
+        wanted, which = np.unique(rows, return_inverse=True)
+        found = np.full((len(wanted) + 1, self.lists_per_row), -1, np.int32)
+        known = np.zeros(len(wanted) + 1, np.int64)
+        for first, last in list_groups(self.sizes, ID_BYTES, _IDS_BYTES):
+            numbers = np.arange(first, last)
+            self.will_need(numbers, "ids")
+            ids = self.ids(numbers)
+            place = np.searchsorted(wanted, ids)
+            here = np.flatnonzero((place < len(wanted)) & (np.append(wanted, -1)[place] == ids))
+            lists = np.repeat(numbers, self.sizes[first:last])[here]
+            for at, number in zip(place[here].tolist(), lists.tolist(), strict=True):
+                found[at, known[at]] = number
+                known[at] += 1
+        return found[which]
 
     def all_ids(self) -> Iterator[IntArray]:
         """The ids of all lists, some lists at a time."""

@@ -8,13 +8,14 @@ import numpy as np
 
 from ooc.durable import read_json
 from ooc.errors import OocError
+from ooc.index.drift import stale
 from ooc.index.layout import Layout
 from ooc.index.lists import evenness
 
 if TYPE_CHECKING:
     from ooc.search.opened import Opened
 
-__all__ = ["figures"]
+__all__ = ["figures", "recall"]
 
 
 def figures(layout: Layout, view: Opened) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def figures(layout: Layout, view: Opened) -> dict[str, Any]:
     # Later generations go on with what was built once.
     report_path = layout.report(record.get("built", generation.number))
     report = read_json(report_path, what="the build's report") if report_path.exists() else None
+    report = report if report and "plan" in report else None
     return {
         "path": str(layout.root),
         "format_version": header.format_version,
@@ -49,7 +51,7 @@ def figures(layout: Layout, view: Opened) -> dict[str, Any]:
                 "rows": entry.rows,
                 "dead_rows": entry.dead,
                 "bytes": one.record["bytes"],
-                **{key: one.record[key] for key in ("copy_error",) if key in one.record},
+                **{key: one.record[key] for key in ("copy_error", "assignment_error") if key in one.record},
             }
             for entry, one in zip(generation.segments, segments.each, strict=True)
         ],
@@ -76,6 +78,24 @@ def figures(layout: Layout, view: Opened) -> dict[str, Any]:
         "report": report,
         "store": {**record["store"], "reachable": _reachable(view)},
     }
+
+
+def recall(layout: Layout, view: Opened) -> dict[str, Any] | None:
+    """The table of what is promised, with what a query took, and why it is stale, if it is."""
+    table, record = view.choice.table(), view.record
+    if table is None:
+        return None
+    path = layout.report(int(record.get("calibrated", {}).get("generation", view.generation.number)))
+    report = read_json(path, what="the report") if path.exists() else {}
+    took = {
+        (line["k"], line["nprobe"], line["rerank"]): line["p50_seconds"] for line in report.get("times", [])
+    }
+    settings = [
+        {**line, "p50_seconds": took.get((line["k"], line["nprobe"], line["candidates"]))}
+        for line in table["settings"]
+    ]
+    records = [one.record for one in view.segments.each]
+    return {**table, "settings": settings, "stale": stale(record, records)}
 
 
 def _reachable(view: Opened) -> bool:

@@ -19,7 +19,7 @@ from ooc.index.lists import ID_BYTES
 from ooc.search.budget import Budget
 from ooc.search.exact import exhaustive
 from ooc.search.filters import Filter
-from ooc.search.info import figures
+from ooc.search.info import figures, recall
 from ooc.search.opened import Opened
 from ooc.search.promise import Promise, default_rerank
 from ooc.search.queries import as_queries
@@ -622,7 +622,7 @@ class Index:
         return {
             **figures(self._layout, view),
             "defaults": view.choice.defaults(),
-            "recall": view.choice.table(),
+            "recall": recall(self._layout, view),
         }
 
     def _view(self, *, look: bool = True) -> Opened:

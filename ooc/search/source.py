@@ -93,6 +93,8 @@ class Source:
     def original(self) -> Store:
         """The stores that were indexed, even where the index has rows of its own.
 
+        Of rows that came later as an array there are those alone.
+
         Raises
         ------
         StoreError, ConflictError
@@ -113,7 +115,9 @@ class Source:
 
     def _span(self, part: Part, *, original: bool) -> Span:
         pointed = self._given and part is self._parts[0]
-        if part.own is None or original or pointed:
+        # What came beside the first store as an array is nowhere but here.
+        named = bool(part.origin.uri) or len(self._parts) == 1
+        if part.own is None or (original and named) or pointed:
             return Span(open=partial(self._open_origin, part), first=part.origin.first, rows=part.rows)
         return Span(open=partial(self._open_own, part), first=0, rows=part.rows)
 

@@ -9,13 +9,13 @@ spared the asking.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from ooc.engine import Selector
 from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
-from ooc.index.numbering import Numbering
 from ooc.index.segment import Segments
 from ooc.mapping import Residency
 from ooc.search.best import best, once
@@ -24,12 +24,12 @@ from ooc.search.filters import Filter
 from ooc.search.kind import Kind
 from ooc.search.rerank import distances
 from ooc.search.scan import candidates
-from ooc.search.source import Source
 from ooc.search.trace import NOTHING, Trace
 from ooc.search.widen import AllowedInLists, widened
+from ooc.stores.base import Store
 from ooc.types import FloatArray, IntArray, Metric
 
-__all__ = ["Stages", "Wanted"]
+__all__ = ["Numbers", "Rows", "Stages", "Wanted"]
 
 #: Lists of more queries than this are always asked for: they are few advices for much.
 _FEW_QUERIES = 8
@@ -70,18 +70,36 @@ class Wanted:
         return 96 * self.candidates + 32 * self.nprobe
 
 
+class Rows(Protocol):
+    """Where the rows for exact distances come from."""
+
+    def rows(self) -> Store:
+        """The rows, opened when they are first asked for."""
+
+
+class Numbers(Protocol):
+    """Which id a row has."""
+
+    @property
+    def row_end(self) -> int:
+        """One more than the largest number of a row."""
+
+    def ids(self, rows: IntArray) -> IntArray:
+        """The ids of ``rows`` (int64, any shape); -1 stays."""
+
+
 class Stages:
     """The stages of a search over a segment and the rows behind it. Safe from several threads.
 
     Parameters
     ----------
     segment : Segments
-    source : Source
-        The rows.
+    source : Rows
+        See ``ooc.search.source``.
     metric : {"l2", "ip", "cosine"}
     budget : Budget
-    numbering : Numbering
-        Which id a row has.
+    numbering : Numbers
+        See ``ooc.index.numbering``.
     dead : Dead, optional
         Rows in the lists that do not count.
     kind : Kind, optional
@@ -91,11 +109,11 @@ class Stages:
     def __init__(
         self,
         segment: Segments,
-        source: Source,
+        source: Rows,
         metric: Metric,
         budget: Budget,
         *,
-        numbering: Numbering,
+        numbering: Numbers,
         dead: Dead | None = None,
         kind: Kind | None = None,
     ) -> None:

@@ -270,5 +270,5 @@ class _Run(Work):
             "rows": record["rows"],
             "segments": len(record["segments"]),
             "stages": self._stages,
-            "peak_private_bytes": self._peak,
+            "peak_private_bytes": self._memory.peak,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,8 @@ def _merge(before: Live, place: SegmentLayout, at: Stage, stop: threading.Event 
     dead = before.dead if before.generation.unfinished_deletions else None
     codec = Codec.load(layout.template_file)
     with contextlib.closing(Segments(layouts, lists_per_row)) as segments:
-        in_file, first = segments.in_segments, segments.each[0].record
+        in_file, records = segments.in_segments, [one.record for one in segments.each]
+        first = records[0]
     size = codec.code_size
     with contextlib.ExitStack() as stack:
         readers = []
@@ -124,10 +125,18 @@ def _merge(before: Live, place: SegmentLayout, at: Stage, stop: threading.Event 
     checksums[place.header.name] = codec.save_header(place.header, left)
     entries = int(left.sum())
     rows = entries // lists_per_row
-    said = {name: first[name] for name in ("plan", "copy_error") if name in first}
+    said = {name: first[name] for name in ("plan", "copy_error") if name in first} | _error(records)
     write_record(place, checksums, rows=rows, entries=entries, **said)
     at.figures.update(bytes=entries * (size + ID_BYTES), **evenness(left))
     return rows
+
+
+def _error(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How far rows are from their centroids, of all segments: the dead count, too."""
+    known = [one for one in records if "assignment_error" in one]
+    rows = sum(one["rows"] for one in known)
+    total = sum(one["rows"] * one["assignment_error"] for one in known)
+    return {"assignment_error": total / rows} if rows else {}
 
 
 def _alive(

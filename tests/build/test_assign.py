@@ -184,3 +184,18 @@ def test_fewer_rows_than_centroids_repeat() -> None:
     made = made_of(x, 7)
     assert made.shape == (7, 8)
     assert {tuple(row) for row in made.tolist()} == {tuple(row) for row in x.tolist()}
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("nlist", [2, 40, 4096, 4100, 9000])
+def test_the_nearest_two_are_found(metric: Metric, nlist: int) -> None:
+    """Centroids that are all compared, in one part or several, equal ones among them."""
+    rng = np.random.default_rng(nlist)
+    centroids = rng.integers(-2, 3, (nlist, 3)).astype(np.float32)
+    x = rng.integers(-2, 3, (50, 3)).astype(np.float32)
+    assigner = Assigner(centroids, metric)
+    numbers, gaps = assigner.assign_and_next(x)
+    assert (numbers == assigner.assign(x)).all()
+    far = -(x @ centroids.T) if metric == "ip" else np.square(x[:, None] - centroids).sum(axis=2)
+    nearest = np.sort(far, axis=1)
+    np.testing.assert_array_equal(gaps, nearest[:, 1] - nearest[:, 0])

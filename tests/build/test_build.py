@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import ooc
 from ooc import build
 from ooc.build.fill import shards_done
+from ooc.build.watch import MemoryWatch
 from ooc.events import Event, Note, Progress, StageFinished, Started
 from ooc.index.layout import BuildLayout, Layout
 from ooc.types import AnyArray, FloatArray
@@ -558,17 +560,33 @@ def test_freed_memory_is_given_back_where_a_stage_comes_near_its_share(
 ) -> None:
     np.save(tmp_path / "x.npy", embeddings(60_000, 16))
     released: dict[str, int] = {}
-    module = importlib.import_module("ooc.build.pipeline")
+    watch = importlib.import_module("ooc.build.watch")
+    monkeypatch.setattr(watch, "_RELEASE_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.002)
     for name, private in (("much", 1 << 40), ("little", 1)):
         calls: list[int] = []
-        monkeypatch.setattr(module, "_RELEASE_SECONDS", 0.0)
-        monkeypatch.setattr(module, "_LOOK_SECONDS", 0.0)
-        monkeypatch.setattr(module, "private_bytes", lambda private=private: private)
-        monkeypatch.setattr(module, "release_free_memory", lambda calls=calls: calls.append(1))
+        monkeypatch.setattr(watch, "private_bytes", lambda private=private: private)
+        monkeypatch.setattr(watch, "release_free_memory", lambda calls=calls: calls.append(1))
         ooc.build(tmp_path / "x.npy", tmp_path / name, memory="400MiB", factory="IVF32,SQ8")
         released[name] = len(calls)
-    assert released["little"] <= 8  # once after each stage
-    assert released["much"] > released["little"] + 20
+    assert released["little"] == 0
+    assert released["much"] > 20
+
+
+def test_the_most_memory_of_each_stage_is_known(tmp_path: Path) -> None:
+    """What comes and goes between two events of progress, too."""
+    with MemoryWatch() as memory:
+        memory.begins("first")
+        before = memory.look()
+        held = np.ones(64 << 20, np.uint8)
+        time.sleep(0.5)
+        assert held.sum() == len(held)
+        del held
+        memory.begins("second")
+        after = memory.look()
+    assert memory.peaks["first"] >= before + (60 << 20)
+    assert memory.peaks["second"] == after < before + (30 << 20)
+    assert memory.peak == memory.peaks["first"]
 
 
 def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ooc
-from ooc.build.calibrate import _rank_at, _ranks, _Scan
+from ooc.build.scans import MOST_CANDIDATES, Scan, rank_among, rank_at
+from ooc.build.scans import NOT_FOUND as FAR
 from ooc.build.shards import shards_done
 from ooc.build.sweep import Sweep
 from ooc.build.witness import DEEP, NEAR, Witnesses, neighbours_found
@@ -52,7 +53,7 @@ def test_neighbours_found_while_filling_are_the_true_ones(
     witnesses = Witnesses.load(build)
     assert witnesses is not None
     assert (len(witnesses.own), witnesses.deep) == (1375, 375)
-    nearest = neighbours_found(shards_done(build), witnesses.depth, 1)
+    nearest = neighbours_found(shards_done(build), witnesses.depth)
     for own, group, some in (
         (witnesses.own[375:], NEAR, slice(375, None)),
         (witnesses.own[:375], DEEP, slice(0, 375)),
@@ -133,7 +134,7 @@ def test_promised_recall_holds_for_rows_that_were_no_witnesses(
 ) -> None:
     index = tmp_path / "i.ooc"
     ooc.build(wide, index, metric=metric, copy_vectors="always", factory="HR,IVF128,RaBitQ")
-    rows = np.setdiff1d(np.arange(0, len(wide), 11), Witnesses.draw(_store(wide), _plan(wide, metric)).own)
+    rows = np.setdiff1d(np.arange(0, len(wide), 11), _drawn(wide, metric).own)
     for k in (1, 10, 100):
         _, truth = ooc.exact(wide, rows=rows, k=k, metric=metric)
         for target in (0.8, 0.9, 0.95, 0.99):
@@ -156,12 +157,10 @@ def _without(ids: Any, own: Any, k: int) -> Any:
     return np.take_along_axis(ids, order, axis=1)
 
 
-def _store(x: FloatArray) -> ooc.Store:
-    return ooc.open_store(x)
-
-
-def _plan(x: FloatArray, metric: Metric) -> ooc.Plan:
-    return ooc.plan(x, metric=metric, factory="HR,IVF128,RaBitQ")
+def _drawn(x: FloatArray, metric: Metric) -> Witnesses:
+    """The witnesses of a build of these rows."""
+    count = ooc.plan(x, metric=metric, factory="HR,IVF128,RaBitQ").witnesses
+    return Witnesses.draw(ooc.open_store(x), n=len(x), count=count, metric=metric, seed=0, on_bad="stop")
 
 
 def test_more_bytes_keep_more_recall(wide: FloatArray, tmp_path: Path) -> None:
@@ -228,23 +227,33 @@ def test_rows_that_are_left_out_are_no_witnesses(tmp_path: Path) -> None:
 
 
 def test_ranks_are_places() -> None:
-    ids = np.array([[5, 3, 9, -1], [2, 5, -1, -1]])
-    truth = np.array([[9, 5, 4], [5, -1, 9]])
-    rank = _ranks(ids, truth)
-    assert rank[0, :2].tolist() == [2, 0]
-    assert rank[1, 0] == 1
-    assert (rank[[0, 1, 1], [2, 1, 2]] > 10**9).all()
+    keys = [np.float32([3, 1, 2]), np.float32([0, 2, 2, 9])]
+    ids = [np.array([4, 7, 9]), np.array([5, 8, 1, 2])]
+    rank = rank_among(keys, ids, np.array([9, 5, 4, 8, 3, -1]))
+    # 7 9 4; then 5 7 1 8 9 4 2: of rows as near the lower number comes first.
+    assert rank.tolist() == [[1, FAR, 2, FAR, FAR, FAR], [4, 0, 5, 3, FAR, FAR]]
+
+
+def test_ranks_where_a_row_comes_twice() -> None:
+    keys = [np.float32([3, 1, 2]), np.float32([0, 5, 2])]
+    ids = [np.array([4, 7, 9]), np.array([4, 7, 8])]
+    assert rank_among(keys, ids, np.array([4, 7, 9])).tolist() == [[2, 0, 1], [0, 1, 3]]
+
+
+def test_ranks_beyond_all_candidates_are_as_good_as_none() -> None:
+    n = 2 * MOST_CANDIDATES
+    rank = rank_among([np.arange(n, dtype=np.float32)], [np.arange(n)], np.array([5, MOST_CANDIDATES, n - 1]))
+    assert rank.tolist() == [[5, FAR, FAR]]
 
 
 def test_ranks_between_scans_lie_between() -> None:
-    far = np.iinfo(np.int64).max // 2
-    scans = [_Scan(nprobe=4, rank=np.array([[0, 10, far]])), _Scan(nprobe=8, rank=np.array([[0, 40, 7]]))]
+    scans = [Scan(nprobe=4, rank=np.array([[0, 10, FAR]])), Scan(nprobe=8, rank=np.array([[0, 40, 7]]))]
     within = np.array([[1, 2, 6]])
-    between = _rank_at(np.array([6]), within, scans)[0]
+    between = rank_at(np.array([6]), within, scans)[0]
     assert between[0] == 0
     assert 10 < between[1] < 40
     assert between[2] == 7
-    beyond = _rank_at(np.array([32]), within, scans)[0]
+    beyond = rank_at(np.array([32]), within, scans)[0]
     assert beyond[1] > 40
 
 
@@ -286,6 +295,28 @@ def test_given_queries_go_with_a_build_in_stages(wide: FloatArray, tmp_path: Pat
     )
     assert one["calibration"] == other["calibration"]
     assert one["calibration"]["by"] == "queries"
+
+
+@pytest.mark.parametrize("count", [1, 40, 900, 1200, 1375])
+def test_few_queries_tell_of_ten_rows_and_of_a_hundred(count: int) -> None:
+    x = np.arange(count, dtype=np.float32)[:, None]
+    made = Witnesses.of(x, 0, 1375)
+    assert made.count == count
+    assert len(made.x) == len(made.own) <= 1375
+    deep, near = made.x[: made.deep, 0], made.x[made.deep :, 0]
+    assert len(deep) == min(count, 375)
+    assert len(near) == min(count, 1000)
+    assert len(np.unique(deep)) == len(deep)
+    assert len(np.unique(near)) == len(near)
+    assert set(deep) | set(near) == set(range(count))
+
+
+def test_more_queries_than_rows(tmp_path: Path) -> None:
+    x, queries = embeddings(300, 16), embeddings(800, 16, seed=1)[:500]
+    ooc.build(x, tmp_path / "i", queries=queries, copy_vectors="always")
+    with ooc.open_index(tmp_path / "i") as index:
+        assert index.promise is not None
+        assert index.promise.queries == 500
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import ooc
-from ooc.build import choose
+from ooc.build import draw
 from ooc.build.choose import Compared, choose_code
 from ooc.build.factory import CODES
+from ooc.build.glance import Glance
 from ooc.stores import open_store
 from ooc.types import AnyArray, Metric
 from tests.helpers import embeddings, tree
@@ -27,7 +28,8 @@ def compared_for(
     store: object, metric: Metric = "l2", *, seed: int = 0, threads: int = 1
 ) -> tuple[Compared, ...]:
     with open_store(store) as opened:  # type: ignore[arg-type]
-        return choose_code(opened, metric, 0, threads, n=opened.n, row_bytes=opened.row_bytes)
+        rows = Glance(opened, metric, seed).rows
+        return choose_code(rows, metric, seed, threads, n=opened.n, row_bytes=opened.row_bytes)
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
@@ -99,10 +101,10 @@ def test_rows_that_are_all_alike() -> None:
 
 def test_queries_that_are_unlike_the_rows_are_asked_for(npy: Path, x: AnyArray) -> None:
     with open_store(npy) as store:
-        of_rows = choose_code(store, "l2", 0, 1, n=store.n, row_bytes=store.row_bytes)
-        far = x[:50] + np.float32(5)
-        of_queries = choose_code(store, "l2", 0, 1, n=store.n, row_bytes=store.row_bytes, queries=far)
-    assert of_rows != of_queries
+        rows, n = Glance(store, "l2", 0).rows, store.n
+    far = x[:50] + np.float32(5)
+    of_queries = choose_code(rows, "l2", 0, 1, n=n, row_bytes=x[0].nbytes, queries=far)
+    assert choose_code(rows, "l2", 0, 1, n=n, row_bytes=x[0].nbytes) != of_queries
 
 
 def test_what_was_chosen_is_kept(npy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +122,18 @@ def test_what_was_chosen_is_kept(npy: Path, tmp_path: Path, monkeypatch: pytest.
     assert tree(index) == tree(tmp_path / "whole")
 
 
+def test_what_was_compared_is_in_the_report_of_a_build_that_went_on(npy: Path, tmp_path: Path) -> None:
+    ooc.train(npy, tmp_path / "i")
+    ooc.build(npy, tmp_path / "i")
+    ooc.build(npy, tmp_path / "whole")
+    reports = []
+    for name in ("i", "whole"):
+        with ooc.open_index(tmp_path / name) as index:
+            reports.append(index.info()["report"]["plan"])
+    assert reports[0]["compared"]
+    assert reports[0]["compared"] == reports[1]["compared"]
+
+
 def test_a_code_that_was_named_is_not_taken_for_one_that_was_chosen(npy: Path, tmp_path: Path) -> None:
     ooc.build(npy, tmp_path / "i", factory="SQ4")
     with pytest.raises(ooc.ConflictError, match="SQ4"):
@@ -130,10 +144,13 @@ def test_a_store_in_chunks_is_not_decoded_whole(tmp_path: Path, monkeypatch: pyt
     x = embeddings(20_000, 16)
     with ooc.create_store(tmp_path / "x.zarr", d=16, chunk_rows=100, compression="zstd") as writer:
         writer.append(x)
-    monkeypatch.setattr(choose, "_CHUNKS", 6)
+    monkeypatch.setattr(draw, "_CHUNKS", 6)
     with open_store(tmp_path / "x.zarr") as store:
         asked: list[AnyArray] = []
         gather = store.gather
         monkeypatch.setattr(store, "gather", lambda rows: (asked.append(rows), gather(rows))[1])
-        choose_code(store, "l2", 0, 1, n=store.n, row_bytes=store.row_bytes)
-    assert len(np.unique(asked[0] // 100)) <= 6
+        glance = Glance(store, "l2", 0)
+        assert glance.rows is glance.rows
+    (rows,) = asked
+    assert len(rows) > 500
+    assert len(np.unique(rows // 100)) <= 6

@@ -511,10 +511,10 @@ def test_witnesses_are_drawn_once_by_fillers_that_begin_together(
 ) -> None:
     drawn, draw_witnesses = [], Witnesses.draw
 
-    def slowly(of: ooc.Store, plan: ooc.Plan) -> Witnesses:
+    def slowly(of: ooc.Store, **options: Any) -> Witnesses:
         drawn.append(threading.get_ident())
         time.sleep(0.3)
-        return draw_witnesses(of, plan)
+        return draw_witnesses(of, **options)
 
     monkeypatch.setattr(Witnesses, "draw", slowly)
     numbers = [[0], [1]]

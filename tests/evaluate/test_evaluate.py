@@ -17,6 +17,7 @@ import ooc
 from ooc import events
 from ooc.evaluation.page import cheapest, page
 from ooc.evaluation.plot import curve
+from ooc.evaluation.png import png
 from ooc.evaluation.svg import recall_axis, time_axis
 from ooc.types import FloatArray
 from tests.cli.process import run
@@ -181,6 +182,7 @@ def test_events_and_a_stop(built: Path, tmp_path: Path) -> None:
         ({"ground_truth": "truth.h5"}, ooc.ArgumentError, "ground_truth"),
         ({"html": "page.txt"}, ooc.ArgumentError, "out-name"),
         ({"plot": "curve.gif"}, ooc.ArgumentError, "out-name"),
+        ({"plot": "curve.jpg"}, ooc.ArgumentError, "out-name"),
         ({"html": "/nowhere/page.html"}, ooc.ArgumentError, "directory-missing"),
         ({"queries": np.ones((3, 47))}, ooc.DataError, "query-shape"),
         ({"queries": np.ones((3, 48)), "ground_truth": "gone.npy"}, ooc.StoreError, "store-missing"),
@@ -297,11 +299,33 @@ def test_the_curve_has_a_point_for_each_setting(evaluated: tuple[dict[str, Any],
             assert 0 <= float(dot.get("cy", "-1")) <= 460
 
 
+def test_the_curve_as_png(built: Path, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    plot = tmp_path / "curve.png"
+    ooc.evaluate(built / "my.ooc", count=20, nprobe=[1, 4, 32], candidates=[10, 100], plot=plot)
+    drawn = imread(plot)
+    assert drawn.shape[:2] == (768, 1376)
+    assert len(np.unique(drawn.reshape(-1, 4), axis=0)) > 20
+
+
+def test_a_png_without_its_extra_is_refused_before_the_work(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    seen: list[events.Event] = []
+    with pytest.raises(ooc.MissingExtraError, match=r"ooc\[plot\]"):
+        ooc.evaluate(built / "my.ooc", plot=tmp_path / "c.png", observer=seen.append)
+    assert not seen
+    ooc.evaluate(built / "my.ooc", count=5, nprobe=[1], candidates=[10], plot=tmp_path / "c.svg")
+
+
 @pytest.mark.parametrize("recall", [0.0, 1.0])
 def test_one_point_can_be_drawn(recall: float, evaluated: tuple[dict[str, Any], dict[str, Any]]) -> None:
     figures, info = evaluated
     point = {**figures["points"][0], "recall": recall, "recall_low": recall, "recall_high": recall}
     ET.fromstring(curve({**figures, "points": [point]}))
+    assert png({**figures, "points": [point]}).startswith(b"\x89PNG")
     assert "not reached" in page({**figures, "points": [{**point, "recall_low": 0.0}]}, info)
 
 

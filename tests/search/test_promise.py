@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import ooc
 from ooc.durable import read_json
+from ooc.search.promise import CONFIDENCE, lower
 from ooc.types import FloatArray
 from tests.helpers import exact_search, recall
 
@@ -165,3 +167,34 @@ def test_the_command_line_takes_a_recall(path: Path, xq: FloatArray, tmp_path: P
     done = run("search", path, queries, "--recall", "0.9", "--nprobe", "3")
     assert done.returncode == 2
     assert "Recall" in run("info", path).stdout
+
+
+@pytest.mark.parametrize("queries", [100, 400])
+@pytest.mark.parametrize("losing", [0.03, 0.1, 0.5])
+def test_four_of_five_measurements_have_their_bound_below_the_truth(queries: int, losing: float) -> None:
+    """Most queries find all, and few lose much: what recall is like."""
+    rng = np.random.default_rng(3)
+    right, gaps = 0, []
+    for _ in range(1500):
+        met = 1 - (rng.random(queries) < losing) * rng.beta(1, 4, queries)
+        lost = (rng.random((queries // 2, 1)) < 0.05) * rng.beta(1, 6, (queries // 2, 1))
+        bound = lower(met, lost, np.array([0.1]))[0]
+        truth = 1 - losing / 5 - 0.05 / 7
+        right += bound <= truth
+        gaps.append(truth - bound)
+    assert abs(right / 1500 - CONFIDENCE) < 0.08
+    # And it is not far below.
+    assert 0 < np.mean(gaps) < 0.35 / np.sqrt(queries)
+
+
+def test_a_bound_where_nothing_was_missed() -> None:
+    one = np.array([0.1, 1.0])
+    none = np.zeros((50, 2))
+    bounds = [lower(np.ones(n), none, one) for n in (1, 10, 100, 1000)]
+    assert all((a < b).all() for a, b in itertools.pairwise(bounds))
+    assert all(0.4 < b[1] < b[0] < 1 for b in bounds)
+    # What was lost counts against it, as what was not met does.
+    some = none.copy()
+    some[0] = one
+    assert (lower(np.ones(100), some, one) < bounds[2]).all()
+    assert (lower(np.append(np.ones(99), 0.5), none, one) < bounds[2]).all()

@@ -305,7 +305,8 @@ def _queries(
     """Queries ready to be searched, the rows that they are, and what to tell of them."""
     if queries is None:
         assert rows is not None
-        wanted, end = min(count or _QUERIES, index.n), there.end
+        end = there.end
+        wanted = min(count or _QUERIES, max(end - there.dead.count, 1))
         # Of the rows that were deleted none counts; in their place about as many others do.
         more = min(end, -(-wanted * end // max(end - there.dead.count, 1)))
         own = np.sort(np.random.default_rng(seed).choice(end, more, replace=False)).astype(np.int64)

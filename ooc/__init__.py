@@ -31,6 +31,7 @@ from ooc.api import (
     rollback,
     train,
     upsert,
+    verify,
 )
 from ooc.errors import (
     ArgumentError,
@@ -90,6 +91,7 @@ __all__ = [
     "rollback",
     "train",
     "upsert",
+    "verify",
 ]
 
 #: Where the rest of the public names live: imported when first asked for, so that `import ooc` is

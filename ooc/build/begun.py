@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from ooc.build.plan import Options, Plan, plan_store
 from ooc.build.shards import Numbered, format_numbers
-from ooc.durable import make_directory, read_json, remove_tree, sync_directory, write_json
+from ooc.durable import make_directory, read_json, remove_tree, sync_directory, write_bytes, write_sealed
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.events import Note, Observer
 from ooc.index.layout import BuildLayout, Layout
@@ -30,6 +31,9 @@ __all__ = [
     "published",
     "see_whole",
 ]
+
+#: In the directory of shards outside the index: its own name, which nobody guesses.
+_OURS = "ooc-scratch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +54,22 @@ def begun(layout: Layout) -> Begun | None:
     """
     for path in sorted(layout.builds.glob("*/plan.json")):
         record = read_json(path, what="the plan of the unfinished build")
-        scratch = Path(record["scratch"]) if record.get("scratch") else None
-        if scratch is not None and not scratch.is_dir():
+        scratch = _scratch(record)
+        if scratch is not None and not _is_ours(scratch):
             raise ResourceError(
-                f"the shards of this build are in {scratch}, which is not there",
+                f"the shards of this build are in {scratch}, which is not there, or not of this build",
                 kind="scratch-missing",
                 hint=f"Mount that disk, or remove {layout.builds} to fill them anew.",
             )
-        return Begun(Plan.from_record(record), BuildLayout(path.parent, scratch))
+        try:
+            plan = Plan.from_record(record)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise IndexDirError(
+                f"the plan of the unfinished build is damaged: {path}: {error!r}",
+                kind="index-damaged",
+                hint=f"Remove {layout.builds} to begin anew.",
+            ) from error
+        return Begun(plan, BuildLayout(path.parent, scratch))
     return None
 
 
@@ -82,7 +94,7 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> Begun:
         if there.plan.on_bad != plan.on_bad:
             # The one setting that may change: processes that fill take it from the record.
             record = {**read_json(there.build.plan, what="the plan"), "on_bad": plan.on_bad}
-            write_json(there.build.plan, record)
+            write_sealed(there.build.plan, record)
             there = Begun(dataclasses.replace(there.plan, on_bad=plan.on_bad), there.build)
         return there
     # A name of its own: several builds may share a scratch disk.
@@ -90,23 +102,44 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> Begun:
     build = layout.build(plan.digest, place)
     if place is not None:
         make_directory(place)
+        write_bytes(place / _OURS, os.fsencode(place.name))
     make_directory(build.root)
-    write_json(build.plan, {**plan.to_record(), "scratch": str(place or "")})
+    write_sealed(build.plan, {**plan.to_record(), "scratch": str(place or "")})
     return Begun(plan, build)
 
 
 def forget(layout: Layout) -> None:
     """Remove all that a build keeps until it is published."""
     for path in layout.builds.glob("*/plan.json"):
-        scratch = read_json(path, what="the plan of the unfinished build").get("scratch")
-        if scratch:
-            place = BuildLayout(path.parent, Path(scratch))
+        scratch = _scratch(read_json(path, what="the plan of the unfinished build"))
+        if scratch is not None and _is_ours(scratch):
+            place = BuildLayout(path.parent, scratch)
             remove_tree(place.shards)  # what is ours, and nothing else
             place.sample.unlink(missing_ok=True)
+            (scratch / _OURS).unlink()
             with contextlib.suppress(OSError):
-                Path(scratch).rmdir()
-                sync_directory(Path(scratch).parent)
+                scratch.rmdir()
+                sync_directory(scratch.parent)
     remove_tree(layout.builds)
+
+
+def _scratch(record: Mapping[str, Any]) -> Path | None:
+    """The directory of shards that the record of a plan names, where it is another one."""
+    name = record.get("scratch") or None
+    if name is not None and (not isinstance(name, str) or "\0" in name):
+        raise IndexDirError(
+            f"the plan of the unfinished build is damaged: scratch {name!r}", kind="index-damaged"
+        )
+    return None if name is None else Path(name)
+
+
+def _is_ours(scratch: Path) -> bool:
+    """Whether a build made this directory: a record can name any, and what is in it is removed in the end."""
+    try:
+        with (scratch / _OURS).open("rb") as file:
+            return file.read(1024) == os.fsencode(scratch.name)
+    except OSError:
+        return False
 
 
 def published(layout: Layout) -> dict[str, Any] | None:

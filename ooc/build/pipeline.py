@@ -48,7 +48,7 @@ from ooc.build.train import train as train_template
 from ooc.build.witness import Witnesses, neighbours_found
 from ooc.build.work import Work
 from ooc.build.workers import workers
-from ooc.durable import read_json, remove_tree, write_json
+from ooc.durable import read_json, remove_tree, write_sealed
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Note, Observer
 from ooc.index.layout import Header, Layout
@@ -366,7 +366,7 @@ class _Run(Work):
             spread = read_spread(self.layout)
             order, calibration = calibrate(plan, place, spread, build.sketch, witnesses, nearest, **watched)
             record = {"order": order, "calibration": calibration}
-        write_json(build.calibration, record)
+        write_sealed(build.calibration, record)
         return record
 
     def publish(self, there: Begun, plan: Plan) -> dict[str, Any]:

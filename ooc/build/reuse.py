@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ooc.build.factory import parse_factory
-from ooc.durable import DurableFile, make_directory, read_json, write_json
+from ooc.durable import DurableFile, make_directory, read_json, write_sealed
 from ooc.errors import IndexDirError, PlanError
 from ooc.index.layout import Layout
 from ooc.types import PathOrStr
@@ -106,7 +106,7 @@ def copy_template(source: Layout, plan: Plan, layout: Layout) -> None:
                     )
         except FileNotFoundError:
             raise IndexDirError(f"{path} is missing", kind="index-damaged") from None
-    write_json(layout.train_record, {**record, "plan": plan.digest, "reused": plan.template})
+    write_sealed(layout.train_record, {**record, "plan": plan.digest, "reused": plan.template})
 
 
 def _record(layout: Layout) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from ooc.build.plan import Plan
 from ooc.build.sample import Sample, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import Pool
-from ooc.durable import DurableFile, make_directory, read_json, write_json
+from ooc.durable import DurableFile, make_directory, read_json, write_sealed
 from ooc.engine import Codec
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
+from ooc.index.arrays import read_array
 from ooc.index.layout import Layout
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
@@ -147,7 +148,7 @@ def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray, spre
         "sample_rows": plan.sample_rows,
         "checksums": checksums,
     }
-    write_json(layout.train_record, record)
+    write_sealed(layout.train_record, record)
 
 
 def load_template(layout: Layout, plan: Plan) -> Template | None:
@@ -163,5 +164,6 @@ def load_template(layout: Layout, plan: Plan) -> Template | None:
 def published_template(layout: Layout, metric: Metric) -> Template:
     """The template of an index, whichever plan it was made for."""
     codec = Codec.load(layout.template_file)
-    centroids = np.load(layout.centroids_file, allow_pickle=False)
+    d = codec.d if codec.isometric else codec.d_code
+    centroids: FloatArray = read_array(layout.centroids_file, np.float32, (codec.nlist, d))
     return Template(codec=codec, assigner=Assigner(centroids, metric))

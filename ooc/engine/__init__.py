@@ -5,7 +5,7 @@ list, and writes the header that makes faiss open a file of lists. ``DiskLists``
 file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows,
 and ``Exact`` compares rows with given centroids; a search finds lists by a ``Sketch``, in an order that a
 ``Handicap`` changes. ``pairs`` computes exact distances where the rows lie, and
-``code_distances`` tells what a code would make of them.
+``code_distances`` tells what a code would make of them. What faiss reads is checked before (``skeleton``).
 
 What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
 kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
@@ -29,6 +29,7 @@ from ooc.engine.handicap import Handicap
 from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
+from ooc.engine.skeleton import Skeleton, header_skeleton, see_sketch, template_skeleton
 from ooc.engine.sketch import Sketch, sketch_bytes, sketched
 from ooc.engine.trial import code_distances
 
@@ -42,14 +43,18 @@ __all__ = [
     "Look",
     "Nearest",
     "Selector",
+    "Skeleton",
     "Sketch",
     "check_platform",
     "code_bytes",
     "code_distances",
+    "header_skeleton",
     "one_thread",
     "pairs",
+    "see_sketch",
     "sketch_bytes",
     "sketched",
+    "template_skeleton",
     "threads_limited",
     "version",
 ]

@@ -20,14 +20,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from ooc.durable import make_directory, read_json, rename, write_bytes, write_json
+import xxhash
+
+from ooc.durable import (
+    check_seal,
+    make_directory,
+    read_json,
+    rename,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
 from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
 
-__all__ = ["FORMAT_VERSION", "SCALED", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
+__all__ = ["FORMAT_VERSION", "MOST_D", "SCALED", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
 
 #: Raised when a reader of the version before could give wrong answers.
 FORMAT_VERSION = 1
@@ -40,6 +50,12 @@ SCALED = "scaled-rows"
 
 #: What this version can read; a directory that asks for another is refused, not misread.
 _KNOWN_FEATURES = frozenset({SPILL, SCALED})
+
+#: More dimensions than faiss reads.
+MOST_D = 1 << 20
+
+#: ``CURRENT`` is no longer than this, and the number in it has no more digits.
+_CURRENT_BYTES, _DIGITS = 4096, 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +166,7 @@ class Layout:
             )
         make_directory(self.root)
         record = {"format": "ooc", "format_version": FORMAT_VERSION, "features": sorted(header.features)}
-        write_json(self.header, {**record, "d": header.d, "metric": header.metric})
+        write_sealed(self.header, {**record, "d": header.d, "metric": header.metric})
 
     def read_header(self) -> Header:
         """What ``ooc.json`` says.
@@ -176,36 +192,48 @@ class Layout:
                 kind="index-foreign",
                 hint="Name the directory that `ooc build` made.",
             )
-        record = read_json(self.header, what="the index's header")
+        what = "the index's header"
+        # A newer format may have other checksums: what it is comes first.
+        record = read_json(self.header, what=what, sealed=False)
         if record.get("format") != "ooc":
             raise IndexDirError(f"{self.header} is not a header of ours", kind="index-foreign")
         number = record.get("format_version")
         features = record.get("features")
         named = frozenset(map(str, features)) if isinstance(features, list) else frozenset()
         unknown = sorted(named - _KNOWN_FEATURES)
-        if not isinstance(number, int) or number > FORMAT_VERSION or unknown:
-            what = f"features {', '.join(unknown)}" if unknown else f"format {number!r}"
+        if not _is_whole(number) or number > FORMAT_VERSION or unknown:
+            written = f"features {', '.join(unknown)}" if unknown else f"format {number!r}"
             raise IndexDirError(
-                f"{self.root} was written in {what}; this version reads format {FORMAT_VERSION}",
+                f"{self.root} was written in {written}; this version reads format {FORMAT_VERSION}",
                 kind="index-newer",
                 hint="Install a newer ooc.",
             )
+        check_seal(self.header, what=what)
         d, metric = record.get("d"), record.get("metric")
-        if not isinstance(d, int) or d < 1 or metric not in METRICS:
+        if not _is_whole(d) or not 1 <= d <= MOST_D or metric not in METRICS:
             raise IndexDirError(f"{self.header} is damaged: d {d!r}, metric {metric!r}", kind="index-damaged")
         return Header(d=d, metric=metric, features=named, format_version=number)
 
     def live(self) -> int | None:
         """The live generation's number; None before the first was published."""
         try:
-            text = self.current.read_text().strip()
+            with self.current.open("rb") as file:
+                data = file.read(_CURRENT_BYTES)
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise IndexDirError(f"{self.current} cannot be read: {error}", kind="index-damaged") from error
-        if not text.isascii() or not text.isdigit():
-            raise IndexDirError(f"{self.current} is damaged: it holds {text[:20]!r}", kind="index-damaged")
-        return int(text)
+        words = data.split()
+        number = int(words[0]) if words and words[0].isdigit() and len(words[0]) <= _DIGITS else None
+        # A number alone was written by an earlier version, or by hand.
+        alone = number is not None and data == words[0] + b"\n"
+        if number is None or not (alone or words[1:] == [_check_word(number).encode()]):
+            raise IndexDirError(
+                f"{self.current} is damaged: it holds {data[:40]!r}",
+                kind="index-damaged",
+                hint="`ooc verify --repair` makes the newest sound generation the live one.",
+            )
+        return number
 
     def publish(
         self, number: int, record: dict[str, Any], report: dict[str, Any], sketch: Path | None = None
@@ -215,8 +243,12 @@ class Layout:
         if sketch is not None and sketch.exists():  # else a run before this one moved it
             rename(sketch, self.sketch(number))
         write_json(self.report(number), report)
-        write_json(self.generation(number), record)
-        write_bytes(self.current, f"{number}\n".encode())
+        write_sealed(self.generation(number), record)
+        self.make_live(number)
+
+    def make_live(self, number: int) -> None:
+        """Make a generation that is there the one that readers open."""
+        write_bytes(self.current, f"{number} {_check_word(number)}\n".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,3 +393,12 @@ class SegmentLayout:
         """What is of its rows and not of its lists, and what tells of it."""
         keys = (self.keys, self.key_text, self.key_offsets, self.key_hashes, self.key_rows)
         return frozenset((self.vectors, self.scales, self.ids, *keys, self.checksums, self.record))
+
+
+def _check_word(number: int) -> str:
+    """What stands beside the number in ``CURRENT``: a digit that was changed does not fit it."""
+    return xxhash.xxh3_64_hexdigest(str(number).encode())[:8]
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -14,7 +14,7 @@ from ooc.stores import Store, open_store
 from ooc.stores.spans import Span, SpannedStore
 from ooc.types import StoreLike
 
-__all__ = ["Source"]
+__all__ = ["Source", "open_origin", "open_own"]
 
 
 class Source:
@@ -114,41 +114,9 @@ class Source:
     def _span(self, part: Part, *, original: bool) -> Span:
         pointed = self._given and part is self._parts[0]
         if part.own is None or original or pointed:
-            return Span(open=partial(self._open_origin, part), first=part.origin.first, rows=part.rows)
-        return Span(open=partial(self._open_own, part), first=0, rows=part.rows)
-
-    def _open_own(self, part: Part) -> Store:
-        store = open_vectors(self._layout.segment(str(part.own)))
-        if (store.n, store.d) != (part.rows, self._d):
-            described = store.describe()
-            store.close()
-            raise IndexDirError(
-                f"{described} are not the {part.rows} x {self._d} rows that the index kept",
-                kind="index-damaged",
-                hint="Copy the directory anew, or remove it and build.",
-            )
-        return store
-
-    def _open_origin(self, part: Part) -> Store:
-        origin = part.origin
-        where = self._moved.get(origin.uri, origin.uri)
-        hint = (
-            "Point to where it is now: open_index(path, store=...), `ooc search --store`; "
-            "or search by the codes alone: rerank=0."
-        )
-        if isinstance(where, str) and not where:
-            raise StoreError(
-                "the rows were an array in memory and the index keeps no copy",
-                kind="store-missing",
-                hint=hint,
-            )
-        try:
-            store = open_store(where)
-        except StoreError as error:
-            raise StoreError(
-                f"exact distances need the store: {error.message}", kind=error.kind, hint=hint
-            ) from error
-        return _checked(store, origin, self._d, str(self._layout.root))
+            opens = partial(open_origin, self._layout, part, self._d, self._moved)
+            return Span(open=opens, first=part.origin.first, rows=part.rows)
+        return Span(open=partial(open_own, self._layout, part, self._d), first=0, rows=part.rows)
 
     def close(self) -> None:
         """Close the rows, if they were opened."""
@@ -158,6 +126,62 @@ class Source:
         for store in opened:
             if isinstance(store, Store):
                 store.close()
+
+
+def open_own(layout: Layout, part: Part, d: int) -> Store:
+    """The rows of a part that the index keeps itself.
+
+    Raises
+    ------
+    IndexDirError, StoreError
+        They are missing or damaged.
+    """
+    store = open_vectors(layout.segment(str(part.own)))
+    if (store.n, store.d) != (part.rows, d):
+        described = store.describe()
+        store.close()
+        raise IndexDirError(
+            f"{described} are not the {part.rows} x {d} rows that the index kept",
+            kind="index-damaged",
+            hint="Copy the directory anew, or remove it and build.",
+        )
+    return store
+
+
+def open_origin(layout: Layout, part: Part, d: int, moved: Mapping[str, StoreLike]) -> Store:
+    """The store that the rows of a part came from, if it holds what was indexed.
+
+    Parameters
+    ----------
+    layout, part, d
+        Of the index.
+    moved : mapping
+        By URI, where stores are now.
+
+    Raises
+    ------
+    StoreError, ConflictError
+        It is gone, or holds other rows.
+    """
+    origin = part.origin
+    where = moved.get(origin.uri, origin.uri)
+    hint = (
+        "Point to where it is now: open_index(path, store=...), `ooc search --store`; "
+        "or search by the codes alone: rerank=0."
+    )
+    if isinstance(where, str) and not where:
+        raise StoreError(
+            "the rows were an array in memory and the index keeps no copy",
+            kind="store-missing",
+            hint=hint,
+        )
+    try:
+        store = open_store(where)
+    except StoreError as error:
+        raise StoreError(
+            f"exact distances need the store: {error.message}", kind=error.kind, hint=hint
+        ) from error
+    return _checked(store, origin, d, str(layout.root))
 
 
 def _checked(store: Store, origin: Origin, d: int, name: str) -> Store:

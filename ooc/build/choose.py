@@ -14,6 +14,7 @@ Nothing of this is timed: the same rows, metric and seed give the same code.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from ooc.build.kmeans import kmeans
 from ooc.build.rows import prepare
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import ID_BYTES, code_distances
-from ooc.errors import PlanError
+from ooc.errors import PlanError, Stopped
 from ooc.search.promise import PAGE_BYTES
 from ooc.stores import Store
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
@@ -97,6 +98,7 @@ def choose_code(
     n: int,
     row_bytes: int,
     queries: FloatArray | None = None,
+    stop: threading.Event | None = None,
 ) -> tuple[Compared, ...]:
     """The codes that were compared, from the smallest on; one of them is chosen.
 
@@ -114,6 +116,8 @@ def choose_code(
         Bytes of a row where a search reads it.
     queries : (q, d) float32, optional
         Those that will be asked, prepared for the metric; default: rows.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
     """
     codes = _codes(n, store.d, metric)
     x = _rows(store, metric, seed, n)
@@ -129,7 +133,7 @@ def choose_code(
         none = Compared(code=text, code_size=size, nprobe=1, candidates=_K, list_bytes=0, row_bytes=0)
         return (replace(none, chosen=True),)
     with workers(threads) as pool:
-        return _compared(codes, _Few(x, xq, metric, seed, n, threads, pool), row_bytes)
+        return _compared(codes, _Few(x, xq, metric, seed, n, threads, pool), row_bytes, stop)
 
 
 def _codes(n: int, d: int, metric: Metric) -> list[tuple[str, int, int]]:
@@ -145,12 +149,15 @@ def _codes(n: int, d: int, metric: Metric) -> list[tuple[str, int, int]]:
     return [best[size] for size in sorted(best)]
 
 
-def _compared(codes: list[tuple[str, int, int]], few: _Few, row_bytes: int) -> tuple[Compared, ...]:
+def _compared(
+    codes: list[tuple[str, int, int]], few: _Few, row_bytes: int, stop: threading.Event | None
+) -> tuple[Compared, ...]:
     """Each code in turn, while it could still be the best."""
     each = row_bytes + PAGE_BYTES - 1
     tried: list[Compared] = []
     best: Compared | None = None
     for text, size, nlist in codes:
+        Stopped.raise_if(stop)
         nprobe = few.nprobe(nlist)
         entry = round(nprobe * few.n / nlist) * (size + ID_BYTES)
         if best is not None and entry + _K * each >= (1 - _WORTH) * best.read_bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from ooc.build.kmeans import passes
 from ooc.build.plan import Forecast, Plan
 from ooc.build.speed import Speed, measured, usual
@@ -28,11 +30,11 @@ _TRAIN_TIMES, _FILL_TIMES = 1.35, 1.12
 _SOON_SECONDS = 6.0
 
 
-def forecast(store: Store, plan: Plan) -> Forecast:
+def forecast(store: Store, plan: Plan, stop: threading.Event | None = None) -> Forecast:
     """What a build of a plan takes; speeds are measured where that is worth it."""
     speed = usual(plan)
     if sum(seconds(plan, speed).values()) > _SOON_SECONDS:
-        speed = measured(store, plan)
+        speed = measured(store, plan, stop)
     return Forecast(
         seconds=seconds(plan, speed),
         memory_bytes=max(plan.memory_by_stage.values()),

@@ -48,7 +48,7 @@ from ooc.build.train import train as train_template
 from ooc.build.witness import Witnesses, neighbours_found
 from ooc.build.work import Work
 from ooc.build.workers import workers
-from ooc.durable import read_json, remove_tree, write_json
+from ooc.durable import read_json, remove_file, remove_tree, write_json
 from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
 from ooc.events import Note, Observer
 from ooc.index.layout import Header, Layout
@@ -145,7 +145,7 @@ def fill(
             with run.at_work(plan, status):
                 run.fill(there, plan, None, shards)
                 figures = run.finish(run.shard_figures(there))
-            status.unlink(missing_ok=True)
+            remove_file(status)
             return figures
         except (OocError, OSError):
             if not there.build.plan.exists() and published(run.layout) is not None:
@@ -211,7 +211,7 @@ class _Run(Work):
         divided: Callable[[Plan], Team | None] = lambda plan: None,
     ) -> dict[str, Any]:
         """Plan, claim the directory, and run the stages as its one publisher."""
-        plan = plan_again(self._store, self.layout, options, self._emit)
+        plan = plan_again(self._store, self.layout, options, self._emit, self._stop)
         fresh = not self.layout.is_index()
         if not fresh and self.layout.live() is not None:
             self._clear()
@@ -219,7 +219,7 @@ class _Run(Work):
         share = divided(plan)
         check_room(self.layout, plan, scratch)
         there = None if fresh else begun(self.layout)
-        expected = forecast(self._store, plan) if there is None else there.plan.forecast
+        expected = forecast(self._store, plan, self._stop) if there is None else there.plan.forecast
         plan = dataclasses.replace(plan, forecast=expected)
         # Refuses what is not ours.
         self.layout.claim(Header(d=plan.d, metric=plan.metric, features=plan.features))
@@ -281,7 +281,7 @@ class _Run(Work):
                 sampled(self._store, plan, build.sample, pool, **watched) as rows,
             ):
                 self._template = train_template(rows, plan, self.layout, pool, **watched)
-        build.sample.unlink(missing_ok=True)
+        remove_file(build.sample)
         if options.queries is not None and not build.witnesses.exists():
             Witnesses.of(options.queries, plan).save(build)
 

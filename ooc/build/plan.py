@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,7 +274,14 @@ class Options:
         parse_bytes(self.memory)
 
 
-def plan_store(opened: Store, options: Options, *, n: int | None = None, trained: bool = False) -> Plan:
+def plan_store(
+    opened: Store,
+    options: Options,
+    *,
+    n: int | None = None,
+    trained: bool = False,
+    stop: threading.Event | None = None,
+) -> Plan:
     """The plan for the first ``n`` rows (default: all) of an open store, without a forecast.
 
     Where it is ``trained`` already, the budget need not suffice for training.
@@ -305,6 +313,7 @@ def plan_store(opened: Store, options: Options, *, n: int | None = None, trained
             n=n,
             row_bytes=_row_bytes(opened.d, opened.dtype.name, copy_dtype if copies else "store"),
             queries=given,
+            stop=stop,
         )
         code = next(one.code for one in compared if one.chosen)
     # A template has as many lists as it has, however few rows come to it.

@@ -7,6 +7,7 @@ seconds it is as soon done as measured, and the usual speeds stand for it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ooc.build.sizes import BATCH_BYTES, BLOCK_ROWS
 from ooc.build.train import Template
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import Codec, sketched
+from ooc.errors import Stopped
 from ooc.stores import Store
 from ooc.types import FloatArray, IntArray
 from ooc.vectors import narrow
@@ -82,7 +84,7 @@ def usual(plan: Plan) -> Speed:
     )
 
 
-def measured(store: Store, plan: Plan) -> Speed:
+def measured(store: Store, plan: Plan, stop: threading.Event | None = None) -> Speed:
     """As this machine does it now, in a second or a few.
 
     The usual for a code that has to be trained on more rows than are read here: PQ, and what follows PCA or
@@ -94,6 +96,7 @@ def measured(store: Store, plan: Plan) -> Speed:
     with workers(plan.threads) as pool:
         picked, rows = _timed(lambda: _picked(store, plan, pool))
         centroids = rows[np.arange(plan.nlist) % len(rows)]
+        Stopped.raise_if(stop)
         made, assigner = _timed(lambda: Assigner(centroids, plan.metric))
         codec.set_centroids(codec.transform(centroids))
         if codec.code_needs_rows:
@@ -106,6 +109,7 @@ def measured(store: Store, plan: Plan) -> Speed:
 
         def each(work: Callable[[FloatArray], Any]) -> float:
             """Seconds a row."""
+            Stopped.raise_if(stop)
             work(blocks[0][:64])  # what is made on the first call
             seconds, _ = _timed(lambda: list(in_order(pool, work, blocks, plan.threads)))
             return seconds / (len(blocks) * BLOCK_ROWS)

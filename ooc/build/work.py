@@ -17,7 +17,7 @@ from ooc.build.forecast import STAGES, shares
 from ooc.build.plan import Plan
 from ooc.build.status import StatusWriter
 from ooc.durable import make_directory
-from ooc.errors import Stopped
+from ooc.errors import ResourceError, Stopped
 from ooc.events import Event, Finished, Observer, Progress, StageFinished, Started, broadcast
 from ooc.index.layout import Layout
 from ooc.mapping import private_bytes, release_free_memory
@@ -94,7 +94,8 @@ class Work:
         if "plan" in STAGES[self._operation]:
             self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
         try:
-            yield
+            with ResourceError.if_refused(f"working on {self.layout.root} ({self._operation})"):
+                yield
         except Stopped as error:
             status.stopped("stopped")
             error.hint = "Everything finished so far is kept; the same command goes on from there."

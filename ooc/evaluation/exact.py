@@ -22,7 +22,7 @@ from ooc.build.plan import available_threads
 from ooc.build.sample import bad_rows_error
 from ooc.build.sweep import Found, Sweep
 from ooc.build.workers import in_order, workers
-from ooc.errors import ArgumentError, DataError, PlanError, Stopped
+from ooc.errors import ArgumentError, DataError, PlanError, ResourceError, Stopped
 from ooc.evaluation.neighbours import check_neighbours, open_neighbours
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.search.queries import as_queries, check_at_least
@@ -49,6 +49,7 @@ _FIRST = 4
 
 
 @overload
+@ResourceError.if_refused("looking for exact neighbours")
 def exact(
     store: StoreLike,
     queries: StoreLike | None = None,
@@ -67,6 +68,7 @@ def exact(
 
 
 @overload
+@ResourceError.if_refused("looking for exact neighbours")
 def exact(
     store: StoreLike,
     queries: StoreLike | None = None,
@@ -84,6 +86,7 @@ def exact(
 ) -> dict[str, Any]: ...
 
 
+@ResourceError.if_refused("looking for exact neighbours")
 def exact(
     store: StoreLike,
     queries: StoreLike | None = None,

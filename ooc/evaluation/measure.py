@@ -81,7 +81,7 @@ def measured(
             Stopped.raise_if(stop)
             options = {"nprobe": nprobe, "rerank": max(count, wanted)}
             began = time.perf_counter()
-            found, ids = index.search(asked.xq, wanted, nprobe=nprobe, rerank=options["rerank"])
+            found, ids = index.search_until(stop, asked.xq, wanted, **options)
             seconds = time.perf_counter() - began
             found, ids = drop_own(found, ids, asked.own, k)
             if asked.rows is not None:

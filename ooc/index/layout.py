@@ -10,6 +10,7 @@
                                blocks.xxh3  segment.json
       generations/<n>.json     segments, store, plan, order of the lists, recall by setting
       [generations/<n>.sketch.faiss]   by which many lists are found
+      [generations/newest]     the highest number that was live, after going back
       generations/<n>.report.json   times and figures of the build that made it
       build/<digest>/          the build in the making; gone once it is published
 
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ooc.durable import make_directory, read_json, rename, write_bytes, write_json
+from ooc import disk
+from ooc.durable import make_directory, partial_name, read_json, rename, write_bytes, write_json
 from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
@@ -100,11 +102,20 @@ class Layout:
     def train_record(self) -> Path:
         return self.template / "train.json"
 
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
     def segment(self, name: str) -> SegmentLayout:
-        return SegmentLayout(self.root / "segments" / name)
+        return SegmentLayout(self.segments / name)
 
     def generation(self, number: int) -> Path:
         return self.root / "generations" / f"{number}.json"
+
+    @property
+    def newest(self) -> Path:
+        """The highest number of a generation that was ever live, where the live one has another."""
+        return self.root / "generations" / "newest"
 
     def report(self, number: int) -> Path:
         return self.root / "generations" / f"{number}.report.json"
@@ -142,7 +153,8 @@ class Layout:
                     hint="Name another directory, or remove this one first.",
                 )
             return
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        begun = partial_name(self.header)  # a run was killed that had come no further
+        if self.root.exists() and (not self.root.is_dir() or any(p != begun for p in self.root.iterdir())):
             raise ConflictError(
                 f"{self.root} exists and is not an index of ours",
                 kind="destination-exists",
@@ -197,15 +209,20 @@ class Layout:
 
     def live(self) -> int | None:
         """The live generation's number; None before the first was published."""
-        try:
-            text = self.current.read_text().strip()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise IndexDirError(f"{self.current} cannot be read: {error}", kind="index-damaged") from error
-        if not text.isascii() or not text.isdigit():
-            raise IndexDirError(f"{self.current} is damaged: it holds {text[:20]!r}", kind="index-damaged")
-        return int(text)
+        return _number_in(self.current)
+
+    def last(self) -> int:
+        """The number of the last generation that was published, live or not; 0 before the first.
+
+        A file of a higher number was left by a change that did not come to its end.
+        """
+        return max(self.live() or 0, _number_in(self.newest) or 0)
+
+    def make_live(self, number: int) -> None:
+        """Make a generation that is there the live one."""
+        if number < self.last():
+            write_bytes(self.newest, f"{self.last()}\n".encode())
+        write_bytes(self.current, f"{number}\n".encode())
 
     def publish(
         self, number: int, record: dict[str, Any], report: dict[str, Any], sketch: Path | None = None
@@ -216,7 +233,19 @@ class Layout:
             rename(sketch, self.sketch(number))
         write_json(self.report(number), report)
         write_json(self.generation(number), record)
-        write_bytes(self.current, f"{number}\n".encode())
+        self.make_live(number)
+
+
+def _number_in(path: Path) -> int | None:
+    try:
+        text = disk.read_bytes(path).decode().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise IndexDirError(f"{path} cannot be read: {error}", kind="index-damaged") from error
+    if not text.isascii() or not text.isdigit():
+        raise IndexDirError(f"{path} is damaged: it holds {text[:20]!r}", kind="index-damaged")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

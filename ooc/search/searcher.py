@@ -26,7 +26,7 @@ from ooc.search.queries import as_queries
 from ooc.search.rerank import vectors
 from ooc.search.stages import Wanted
 from ooc.search.stream import search_to
-from ooc.search.trace import NOTHING, Explanation, Trace
+from ooc.search.trace import NOTHING, Explanation, Trace, Until
 from ooc.search.widen import compares_all
 from ooc.stores.base import Store, as_float32
 from ooc.stores.keys import open_keys, shown
@@ -313,8 +313,29 @@ class Index:
         StoreError
             Rows are needed and their store is gone; see ``rerank=0`` and ``open_index(store=)``.
         """
+        return self._found(NOTHING, xq, k, recall, nprobe, rerank, filter, return_keys, return_vectors)
+
+    def search_until(
+        self, stop: threading.Event | None, xq: AnyArray, k: int, *, return_keys: bool = False, **options: Any
+    ) -> tuple[AnyArray, ...]:
+        """As ``search``, which ``stop`` ends on the way: raises ``Stopped``."""
+        given = {"recall": None, "nprobe": None, "rerank": None, "filter": None, **options}
+        return self._found(Until(stop), xq, k, **given, return_keys=return_keys, return_vectors=False)
+
+    def _found(
+        self,
+        trace: Trace,
+        xq: AnyArray,
+        k: int,
+        recall: float | None,
+        nprobe: int | None,
+        rerank: int | None,
+        filter: object | None,  # noqa: A002
+        return_keys: bool,
+        return_vectors: bool,
+    ) -> Any:
         view = self._view()
-        found, ids, _ = self._search(view, xq, k, recall, nprobe, rerank, filter, NOTHING)
+        found, ids, _ = self._search(view, xq, k, recall, nprobe, rerank, filter, trace)
         if not return_keys and not return_vectors:
             return found, ids
         rows = np.where(ids < 0, -1, view.numbering.rows(np.maximum(ids, 0)))
@@ -424,7 +445,11 @@ class Index:
             some = queries[first : first + _EXACT_QUERIES]
             with trace.time("compare all"):
                 ids_of = view.numbering.ids
-                parts.append(exhaustive(some, wanted.k, store, self.metric, rows, ids_of, some_bad=some_bad))
+                parts.append(
+                    exhaustive(
+                        some, wanted.k, store, self.metric, rows, ids_of, some_bad=some_bad, trace=trace
+                    )
+                )
             trace.add(rows=len(rows), row_bytes=len(rows) * store.row_bytes)
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 

@@ -6,8 +6,14 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["NOTHING", "Explanation", "Trace"]
+from ooc.errors import Stopped
+
+if TYPE_CHECKING:
+    import threading
+
+__all__ = ["NOTHING", "Explanation", "Trace", "Until"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +102,20 @@ class _Nothing(Trace):
         pass
 
     def time(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        return _NO_TIME
+
+
+class Until(_Nothing):
+    """Ends a search at the next place where it tells of itself, once ``stop`` is set: raises ``Stopped``."""
+
+    def __init__(self, stop: threading.Event | None) -> None:
+        self._stop = stop
+
+    def add(self, **counts: int) -> None:
+        Stopped.raise_if(self._stop)
+
+    def time(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        Stopped.raise_if(self._stop)
         return _NO_TIME
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ooc.build.begun import forget
-from ooc.durable import read_json, remove_files, remove_tree, write_bytes
+from ooc.durable import read_json, remove_files, remove_tree
 from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.generation import Generation
 from ooc.index.layout import Layout
@@ -62,7 +62,7 @@ def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
         one.read_dead(layout)
         layouts = [layout.segment(entry.name) for entry in one.segments]
         Segments(layouts, header.lists_per_row).close()  # says so where something is missing
-        write_bytes(layout.current, f"{generation}\n".encode())
+        layout.make_live(generation)
         return {"index": str(layout.root), "generation": generation, "before": before, "rows": one.rows}
 
 
@@ -96,7 +96,7 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
 def _remove(layout: Layout, gone: list[int], kept: set[int]) -> int:
     """Remove records of generations, then what none of those kept needs; bytes that were freed."""
     records = layout.generation(0).parent
-    staying: set[Path] = set()
+    staying: set[Path] = {layout.newest}
     lists: set[str] = set()
     rows: set[str] = set()
     for number in kept:

@@ -280,7 +280,8 @@ class Index:
         rerank : int, optional
             Candidates that the codes propose and that are re-ranked by exact distance; default with
             ``nprobe``: ``10 k``, at least 100. 0 for none: then the distances are those of the codes, of
-            which nothing is promised, and the store is not needed. At least ``k`` where it is not 0.
+            which nothing is promised, and the store is not needed: the default of an index that was
+            imported without vectors. At least ``k`` where it is not 0.
         filter : optional
             Rows that may be returned: a boolean mask, one for each row of the store; ids; a ``range``; a
             roaring bitmap; or what ``filter`` made of one of these. As many as ``k`` are found wherever
@@ -475,7 +476,7 @@ class Index:
         radius: float,
         *,
         nprobe: int | None = None,
-        rerank: bool = True,
+        rerank: bool | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
     ) -> tuple[IntArray, FloatArray, IntArray]:
         """All rows of the probed lists within ``radius`` of each query.
@@ -486,9 +487,9 @@ class Index:
             As for ``search``; with ``nprobe`` = nlist the result is exact.
         radius : float
             ``l2``: squared distances below it. ``ip``, ``cosine``: similarities above it.
-        rerank : bool
+        rerank : bool, optional
             Whether distances are exact: every row of the probed lists is compared. Otherwise
-            they are those of the codes, and the store is not needed.
+            they are those of the codes, and the store is not needed. Default: exact, where there are vectors.
 
         Returns
         -------
@@ -504,7 +505,8 @@ class Index:
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
         allowed = view.allowed(filter)
         counted = view.stages.counting(allowed)
-        wanted = Wanted(nprobe=nprobe, exact=rerank, allowed=allowed, counted=counted)
+        exact = view.choice.exact if rerank is None else rerank
+        wanted = Wanted(nprobe=nprobe, exact=exact, allowed=allowed, counted=counted)
         parts: list[tuple[FloatArray, IntArray]] = []
         for i in range(len(queries)):
             found, ids = view.stages.within(queries[i : i + 1], radius, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import ooc
+from ooc.cli.main import main
 from ooc.types import FloatArray
 from tests.exchange.helpers import assert_same_answers, nearest_first
 from tests.helpers import embeddings, tree
@@ -207,3 +209,27 @@ def test_an_index_without_rows(tmp_path: Path, rows: FloatArray, queries: FloatA
     there = faiss.read_index(str(exported(index, tmp_path)))
     assert there.ntotal == 0
     assert (there.search(queries, 3)[1] == -1).all()
+
+
+def test_on_the_command_line(
+    tmp_path: Path, rows: FloatArray, queries: FloatArray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, out, taken = built(tmp_path, rows, "IVF16,SQ8", "l2"), tmp_path / "e.faiss", tmp_path / "t.ooc"
+    assert main(["export", str(index), str(out), "--nprobe", "4", "--quiet"]) == 0
+    assert "nprobe is 4, metric l2" in capsys.readouterr().out
+    assert main(["export", str(index), str(out), "--quiet"]) == 7
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["export", str(index), str(out), "--overwrite", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == N
+    assert main(["import", str(out), str(taken), "--quiet"]) == 0
+    assert "no vectors" in capsys.readouterr().out
+    assert main(["info", str(taken)]) == 0
+    shown = capsys.readouterr().out
+    assert "go by the codes alone" in shown
+    assert f"IndexIVFScalarQuantizer imported from {out}" in shown
+    assert main(["import", str(out), str(tmp_path / "s.ooc"), "--store", str(tmp_path / "base.npy"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["vectors"] is True
+    assert main(["import", str(tmp_path / "base.npy"), str(tmp_path / "n.ooc")]) == 5
+    assert "cannot be taken over" in capsys.readouterr().err
+    assert main(["info", str(taken), "--generations"]) == 0
+    assert " import " in capsys.readouterr().out

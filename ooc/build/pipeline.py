@@ -49,7 +49,7 @@ from ooc.build.witness import Witnesses, neighbours_found
 from ooc.build.work import Work
 from ooc.build.workers import workers
 from ooc.durable import read_json, remove_file, remove_tree, write_json
-from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
+from ooc.errors import ConflictError, IndexDirError, OocError, ResourceError, Stopped
 from ooc.events import Note, Observer
 from ooc.index.layout import Header, Layout
 from ooc.index.lock import holder, publisher
@@ -73,6 +73,7 @@ def plan(store: StoreLike, options: Options, *, index: PathOrStr | None = None) 
         return dataclasses.replace(made, forecast=forecast(opened, made))
 
 
+@ResourceError.if_refused("building")
 def build(
     store: StoreLike,
     index: PathOrStr,
@@ -101,6 +102,7 @@ def build(
         return run.begin(options, scratch, stages, divided)
 
 
+@ResourceError.if_refused("training")
 def train(
     store: StoreLike,
     index: PathOrStr,
@@ -122,6 +124,7 @@ def train(
         return run.begin(options, scratch, stages)
 
 
+@ResourceError.if_refused("filling")
 def fill(
     store: StoreLike,
     index: PathOrStr,
@@ -153,6 +156,7 @@ def fill(
             raise
 
 
+@ResourceError.if_refused("merging")
 def merge(
     store: StoreLike,
     index: PathOrStr,

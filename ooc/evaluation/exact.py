@@ -49,7 +49,6 @@ _FIRST = 4
 
 
 @overload
-@ResourceError.if_refused("looking for exact neighbours")
 def exact(
     store: StoreLike,
     queries: StoreLike | None = None,
@@ -68,7 +67,6 @@ def exact(
 
 
 @overload
-@ResourceError.if_refused("looking for exact neighbours")
 def exact(
     store: StoreLike,
     queries: StoreLike | None = None,

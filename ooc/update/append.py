@@ -22,7 +22,7 @@ from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.train import published_template
 from ooc.build.work import Work
 from ooc.durable import read_json
-from ooc.errors import ArgumentError, ConflictError
+from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.events import Note, Observer
 from ooc.index.generation import Entry, Origin, Part
 from ooc.index.layout import Layout
@@ -39,6 +39,7 @@ from ooc.update.publish import Live, Next
 __all__ = ["append", "upsert"]
 
 
+@ResourceError.if_refused("appending")
 def append(
     index: PathOrStr,
     store: StoreLike,
@@ -88,6 +89,7 @@ def append(
             return run.add(before, rows, options, origin)
 
 
+@ResourceError.if_refused("replacing")
 def upsert(
     index: PathOrStr,
     ids: AnyArray | None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ooc.build.begun import forget
 from ooc.durable import read_json, remove_files, remove_tree
-from ooc.errors import ArgumentError, IndexDirError
+from ooc.errors import ArgumentError, IndexDirError, ResourceError
 from ooc.index.generation import Generation
 from ooc.index.layout import Layout
 from ooc.index.lock import is_held, publisher
@@ -19,6 +19,7 @@ from ooc.update.publish import numbers
 __all__ = ["gc", "generations", "rollback"]
 
 
+@ResourceError.if_refused("looking at generations")
 def generations(index: PathOrStr) -> list[dict[str, Any]]:
     """The generations of an index that are there, the oldest first; see ``ooc.generations``."""
     layout = Layout.of(index)
@@ -45,6 +46,7 @@ def generations(index: PathOrStr) -> list[dict[str, Any]]:
     return found
 
 
+@ResourceError.if_refused("going back")
 def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
     """Make an earlier generation the live one again; see ``ooc.rollback``."""
     layout = Layout.of(index)
@@ -66,6 +68,7 @@ def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
         return {"index": str(layout.root), "generation": generation, "before": before, "rows": one.rows}
 
 
+@ResourceError.if_refused("collecting")
 def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
     """Remove generations that nobody reads, and what was left unfinished; see ``ooc.gc``."""
     layout = Layout.of(index)

@@ -41,7 +41,7 @@ PathOrStr: TypeAlias = str | PathLike[str]
 StoreLike: TypeAlias = "PathOrStr | AnyArray | Store | Sequence[PathOrStr]"
 
 #: Keys of rows: a 1-d array or a list of whole numbers or of strings, or a file of them.
-KeysLike: TypeAlias = "PathOrStr | AnyArray | Sequence[str] | Sequence[int] | KeySource"
+KeysLike: TypeAlias = "PathOrStr | AnyArray | Sequence[object] | KeySource"
 
 #: What keys are.
 KeyKind = Literal["int64", "str"]

@@ -66,12 +66,17 @@ class LiveKeys:
         """The live row of each key ``(m,)``; -1 where none has it."""
         hashed = hashes(keys)
         found = np.full(len(hashed), -1, np.int64)
-        for part in self._parts:
-            rows = self._table(part).find(keys, hashed)
+        left = np.arange(len(hashed))
+        # Most keys are in the largest parts.
+        for part in sorted(self._parts, key=lambda part: -part.rows):
+            rows = self._table(part).find(keys if len(left) == len(keys) else keys[left], hashed[left])
             here = np.flatnonzero(rows >= 0)
             rows = rows[here] + part.first_row
             live = ~self._dead.contains(rows)
-            found[here[live]] = rows[live]
+            found[left[here[live]]] = rows[live]
+            left = left[found[left] < 0]
+            if not len(left):
+                break
         return found
 
     def take(self, rows: IntArray) -> KeyBlock:

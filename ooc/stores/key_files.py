@@ -39,7 +39,11 @@ def open_key_file(text: str, kind: KeyKind | None) -> KeySource:
     name, dataset = (text, None) if Path(text).exists() else split_dataset(text)
     path = Path(name).expanduser().absolute()
     if not path.exists():
-        raise StoreError(f"there is no file of keys at {path}", kind="store-missing", hint="Check the path.")
+        raise StoreError(
+            f"there is no file of keys at {path}",
+            kind="store-missing",
+            hint="Check the path. In Python a single key is given as a list of one.",
+        )
     with _reading(path):
         found = find_format(path)
         format_ = "text" if found is None else found.name

@@ -189,14 +189,7 @@ def test_every_field_of_a_shard_is_in_the_page_of_the_format(tmp_path: Path) -> 
             stop.set()
 
     with pytest.raises(ooc.Stopped):
-        ooc.build(
-            store,
-            index,
-            shard_rows=1024,
-            observer=observer,
-            stop=stop,
-            keys=np.arange(40_000, dtype=np.int32),
-        )
+        ooc.build(store, index, shard_rows=1024, observer=observer, stop=stop, keys=range(40_000))
     (build,) = (index / "build").iterdir()
     text = TEXT["format.md"]
     for path in build.iterdir():

@@ -29,9 +29,11 @@ __all__ = [
     "build",
     "compact",
     "delete",
+    "export",
     "fill",
     "gc",
     "generations",
+    "import_index",
     "merge",
     "plan",
     "rollback",
@@ -640,3 +642,117 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
     from ooc.update.collect import gc as run
 
     return run(index, keep=keep)
+
+
+def export(
+    index: PathOrStr,
+    path: PathOrStr,
+    *,
+    overwrite: bool = False,
+    nprobe: int | None = None,
+    progress: bool = False,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Write an index as one file that plain faiss opens, in bounded memory.
+
+    ``faiss.read_index(path)`` gives an index whose search finds what the codes of this one find (``rerank=0``),
+    the lists with the nearest centroids looked into: with the ids of this one, all segments merged, without
+    dead rows. Of a row that is in two lists (``spill``) the entry in the nearer one stays. For ``cosine`` the
+    file normalises queries itself. Vectors are not in it, unless the code is ``Flat``.
+
+    Parameters
+    ----------
+    index : path
+    path : path
+        The file. It appears when it is whole.
+    overwrite : bool
+        Replace a file that is there.
+    nprobe : int, optional
+        Lists that faiss looks into where its caller sets no ``nprobe``; default: those of a search here.
+    progress, observer, stop
+        As for ``build``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``index``, ``generation``, ``out``, ``metric``, ``rows``, ``nprobe``, ``bytes``, ``stages``,
+        ``seconds``, ``peak_private_bytes``.
+
+    Raises
+    ------
+    IndexDirError
+        There is no finished index, or it is damaged.
+    ConflictError
+        The file is there.
+    ArgumentError, ResourceError, Stopped
+        As for ``build``; nothing is written.
+    """
+    from ooc.cli.progress import observer_for
+    from ooc.events import broadcast
+    from ooc.exchange.export import export as run
+
+    with observer_for(progress) as display:
+        watching = broadcast([display, observer])
+        return run(index, path, overwrite=overwrite, nprobe=nprobe, observer=watching, stop=stop)
+
+
+def import_index(
+    path: PathOrStr,
+    index: PathOrStr,
+    *,
+    store: StoreLike | None = None,
+    metric: Metric | None = None,
+    lists: PathOrStr | None = None,
+    progress: bool = False,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Take over an index that was made with plain faiss: a copy of its lists, in bounded memory.
+
+    Parameters
+    ----------
+    path : path
+        What ``faiss.write_index`` wrote: an ``IndexIVF`` with codes Flat, scalar quantizer, PQ, RaBitQ or EDEN,
+        alone or behind transforms; its lists within or on disk. It is only read.
+    index : path
+        The directory to make; it must not exist or be empty.
+    store : store, optional
+        The vectors, row ``i`` being that of id ``i``. With it searches re-rank exactly; some rows are compared
+        with their codes. Without it they go by the codes alone (``rerank=0``), any ids are taken, and rows
+        that come later can be re-ranked no more than those.
+    metric : {"l2", "ip", "cosine"}, optional
+        Default: as the file says. ``"cosine"``: the index is of inner products, and its vectors were brought to
+        unit length; here queries and further rows then are.
+    lists : path, optional
+        Where its lists are, if they are on disk and neither where the file says nor beside it.
+    progress, observer, stop
+        As for ``build``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``index``, ``generation``, ``rows``, ``ids`` (one more than the largest), ``factory``,
+        ``metric``, ``vectors`` (whether there are any), ``left_out`` (of the file, in words), ``bytes`` (of
+        lists), ``stages``, ``seconds``, ``peak_private_bytes``.
+
+    Raises
+    ------
+    PlanError
+        An index of a kind that cannot be taken over; the message says what can.
+    DataError
+        Ids below 0, or the same one twice.
+    IndexDirError
+        The file is damaged, or its lists are missing.
+    ConflictError
+        The directory holds something, or the store does not hold the vectors of the index.
+    ArgumentError, StoreError, ResourceError, Stopped
+        As for ``build``; nothing is left behind.
+    """
+    from ooc.cli.progress import observer_for
+    from ooc.events import broadcast
+    from ooc.exchange.take import import_index as run
+
+    with observer_for(progress) as display:
+        watching = broadcast([display, observer])
+        return run(path, index, store=store, metric=metric, lists=lists, observer=watching, stop=stop)

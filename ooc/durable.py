@@ -41,6 +41,7 @@ __all__ = [
     "make_directory",
     "npy_head",
     "partial_name",
+    "preallocate",
     "read_json",
     "remove_files",
     "remove_tree",
@@ -161,7 +162,7 @@ class DurableFile:
             )
             if size:
                 try:
-                    _preallocate(self._fd, size)
+                    preallocate(self._fd, size)
                 except BaseException:
                     self.abandon()
                     raise
@@ -227,7 +228,8 @@ class DurableFile:
             self.abandon()
 
 
-def _preallocate(fd: int, size: int) -> None:
+def preallocate(fd: int, size: int) -> None:
+    """Take the space of a file up front, where the file system can."""
     try:
         os.posix_fallocate(fd, 0, size)
     except AttributeError:
@@ -391,7 +393,7 @@ class RowsFile:
                 # Where the C library makes up for a file system that cannot preallocate, it writes
                 # into the file: that must not happen while another process writes rows there.
                 if os.fstat(self._fd).st_size != self._begin + size:
-                    _preallocate(self._fd, self._begin + size)
+                    preallocate(self._fd, self._begin + size)
                 os.pwrite(self._fd, header, 0)
             except OSError:
                 self.close()

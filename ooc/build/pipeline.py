@@ -393,7 +393,7 @@ class _Run(Work):
     def publish(self, there: Begun, plan: Plan) -> dict[str, Any]:
         """Calibrate, and publish the segment; the figures."""
         measured = self._calibrate(there, plan)
-        report = {**self.report(plan), "times": measured.pop("times", [])}
+        report = {**self.report(plan.to_record()), "times": measured.pop("times", [])}
         record = publish(plan, self.layout, report, measured, there.build.sketch, observer=self._emit)
         return self._figures(record, plan.forecast, already_built=False)
 

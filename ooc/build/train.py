@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
-__all__ = ["Template", "load_template", "published_template", "train"]
+__all__ = ["Template", "load_template", "published_template", "train", "write_template"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +134,26 @@ def train(
         codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
         Stopped.raise_if(stop)
         codec.train_code(codec.transform(rows.take(some if codec.code_needs_rows else some[:1])))
-        _write(layout, plan, codec, centroids, spread)
+        write_template(
+            layout,
+            codec,
+            centroids,
+            spread,
+            plan=plan.digest,
+            factory=plan.factory,
+            metric=plan.metric,
+            nlist=plan.nlist,
+            seed=plan.seed,
+            sample_rows=plan.sample_rows,
+        )
         at.figures["nlist"] = plan.nlist
         return Template(codec=codec, assigner=Assigner(centroids, plan.metric))
 
 
-def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray, spread: FloatArray) -> None:
+def write_template(
+    layout: Layout, codec: Codec, centroids: FloatArray, spread: FloatArray, **said: Any
+) -> None:
+    """Write a template, and then its record, which says so much more."""
     make_directory(layout.template)
     checksums = {layout.template_file.name: codec.save(layout.template_file)}
     for path, array in ((layout.centroids_file, centroids), (layout.spread_file, spread)):
@@ -146,16 +161,7 @@ def _write(layout: Layout, plan: Plan, codec: Codec, centroids: FloatArray, spre
             file.write(npy_header(array.shape, array.dtype))
             file.write(array)
             checksums[path.name] = file.checksums()
-    record = {
-        "plan": plan.digest,
-        "factory": plan.factory,
-        "metric": plan.metric,
-        "nlist": plan.nlist,
-        "seed": plan.seed,
-        "sample_rows": plan.sample_rows,
-        "checksums": checksums,
-    }
-    write_json(layout.train_record, record)
+    write_json(layout.train_record, {**said, "checksums": checksums})
 
 
 def load_template(layout: Layout, plan: Plan) -> Template | None:

@@ -97,10 +97,10 @@ class Work:
         self._emit(Finished(operation=self._operation, seconds=figures["seconds"], figures=figures))
         return figures
 
-    def report(self, plan: Plan) -> dict[str, Any]:
-        """Times and figures: unlike records, they differ from run to run."""
+    def report(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Times and figures, of a plan's record: unlike records, they differ from run to run."""
         return {
-            "plan": plan.to_record(),
+            "plan": plan,
             "seconds": time.monotonic() - self._began,
             "stages": self._stages,
             "finished": time.time(),

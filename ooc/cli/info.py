@@ -17,7 +17,7 @@ HELP = "what an index holds and how it was built"
 #: Seconds from which a stage is worth naming in a forecast.
 _SHOWN = 0.05
 
-_STAGES = ("plan", "sample", "train", "fill", "merge", "calibrate", "publish")
+_STAGES = ("plan", "sample", "train", "fill", "ids", "merge", "calibrate", "publish")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,9 +87,7 @@ def describe(info: Mapping[str, Any], width: int) -> list[str]:
 
 
 def _index(info: Mapping[str, Any]) -> list[str]:
-    store, defaults = info["store"], info["defaults"]
-    reach = "" if store["reachable"] else "  NOT REACHABLE: re-ranking needs it; see --store"
-    mapped = "mapped" if store["mapped"] else "decoded chunk by chunk"
+    defaults = info["defaults"]
     return [
         heading(str(info["path"])),
         *pairs(
@@ -102,13 +100,23 @@ def _index(info: Mapping[str, Any]) -> list[str]:
                     + (", each row is in two" if info["lists_per_row"] == 2 else ""),
                 ),
                 ("generation", f"{info['generation']}, format {info['format_version']}"),
-                ("store", f"{store['uri'] or 'array in memory'} ({store['format']}, {mapped}){reach}"),
+                ("store", _store(info)),
                 *_copy(info),
                 *_keys(info),
                 ("search default", f"nprobe {defaults['nprobe']}, rerank {defaults['rerank']}"),
             ]
         ),
     ]
+
+
+def _store(info: Mapping[str, Any]) -> str:
+    """Where the vectors are."""
+    if not info["vectors"]:
+        return "none of some vectors: searches go by the codes alone (rerank 0)"
+    store = info["store"]
+    reach = "" if store["reachable"] else "  NOT REACHABLE: re-ranking needs it; see --store"
+    mapped = "mapped" if store["mapped"] else "decoded chunk by chunk"
+    return f"{store['uri'] or 'array in memory'} ({store['format']}, {mapped}){reach}"
 
 
 def _copy(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -192,14 +200,22 @@ def _bytes(info: Mapping[str, Any]) -> list[str]:
     return aligned([*rows, ("in all", format_bytes(sum(parts.values())))], right=(1,))
 
 
+def _trained(info: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    if info["imported"]:
+        return f"{info['imported']['kind']} imported from {info['imported']['file']}"
+    return f"trained on {format_count(plan['sample_rows'])} rows"
+
+
 def _built(info: Mapping[str, Any]) -> list[str]:
     plan, report = info["plan"], info["report"]
     # Without the report, which no search needs, less is known.
     named = {"digest": "", "seed": "seed ", "on_bad": "bad rows: "}
     rows = [
         ("plan", ", ".join(f"{name}{plan[key]}" for key, name in named.items() if key in plan)),
-        ("template", f"{plan['factory']}, trained on {format_count(plan['sample_rows'])} rows"),
+        ("template", f"{plan['factory']}, {_trained(info, plan)}"),
     ]
+    if info["imported"] and info["imported"]["left_out"]:
+        rows.append(("left out", info["imported"]["left_out"]))
     for key, what in (("skipped_rows", "with NaN or infinity left out"), ("zero_rows", "all zeros")):
         if info[key]:
             rows.append(("rows", f"{format_count(info[key])} {what}"))

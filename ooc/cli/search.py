@@ -67,6 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="queries searched together (default: as many as take 128 MiB, at most 16384); with --out",
     )
+    add(
+        "--where",
+        metavar="SQL",
+        help="only rows that meet this condition on the columns of TABLE, as in \"lang = 'en' AND year > 2020\"",
+    )
+    add(
+        "--metadata",
+        metavar="TABLE",
+        help="a table beside the rows (Parquet, Arrow, Feather): a row for each id, in their order, or with a "
+        "column id",
+    )
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
     add(
         "--memory",
@@ -89,11 +100,13 @@ def run(args: argparse.Namespace) -> int:
     for name in ("overwrite", "batch"):
         if getattr(args, name) and not args.out:
             raise ArgumentError(f"--{name} goes with --out", kind="usage")
+    if (args.where is None) != (args.metadata is None):
+        raise ArgumentError("--where and --metadata go together", kind="usage")
     if args.explain and args.out:
         raise ArgumentError("--explain finds nothing to write to --out", kind="usage")
     from ooc.search.searcher import open_index
 
-    with open_index(args.index, store=args.store, memory=args.memory) as index:
+    with open_index(args.index, store=args.store, memory=args.memory, metadata=args.metadata) as index:
         if args.out:
             return _to_file(args, index)
         return _explain(args, index) if args.explain else _print(args, index)
@@ -108,6 +121,7 @@ def _to_file(args: argparse.Namespace, index: Index) -> int:
             recall=args.recall,
             nprobe=args.nprobe,
             rerank=args.rerank,
+            where=args.where,
             first=args.first,
             batch=args.batch,
             overwrite=args.overwrite,
@@ -126,6 +140,7 @@ def _print(args: argparse.Namespace, index: Index) -> int:
     from ooc.search.stream import search_blocks, search_settings
     from ooc.stores import open_store
 
+    allowed = None if args.where is None else index.filter(where=args.where)
     with open_store(args.queries) as queries:
         found = search_blocks(
             index,
@@ -134,11 +149,13 @@ def _print(args: argparse.Namespace, index: Index) -> int:
             recall=args.recall,
             nprobe=args.nprobe,
             rerank=args.rerank,
+            filter=allowed,
             nq=args.first,
             batch=_BLOCK_QUERIES,
         )
         if args.json:
-            _print_json(search_settings(index, args.k, args.recall, args.nprobe, args.rerank), found)
+            settings = search_settings(index, args.k, args.recall, args.nprobe, args.rerank, allowed)
+            _print_json(settings, found)
         else:
             _print_table(found)
     return 0
@@ -150,13 +167,13 @@ def _explain(args: argparse.Namespace, index: Index) -> int:
     from ooc.stores import open_store
     from ooc.stores.base import as_float32
 
+    allowed = None if args.where is None else index.filter(where=args.where)
+    asked: dict[str, Any] = {"recall": args.recall, "nprobe": args.nprobe, "rerank": args.rerank, "filter": allowed}
     with open_store(args.queries) as queries:
         some = as_float32(queries.read(0, min(args.first or queries.n, queries.n)))
-        done = index.explain(some, args.k, recall=args.recall, nprobe=args.nprobe, rerank=args.rerank)
+        done = index.explain(some, args.k, **asked)
     if args.json:
-        print_json(
-            search_settings(index, args.k, args.recall, args.nprobe, args.rerank) | dataclasses.asdict(done)
-        )
+        print_json(search_settings(index, args.k, **asked) | dataclasses.asdict(done))
         return 0
 
     def read(bytes_: int, reads: int) -> str:

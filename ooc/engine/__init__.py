@@ -5,7 +5,8 @@ list, and writes the header that makes faiss open a file of lists. ``DiskLists``
 file opened for reading. ``Nearest`` finds the centroid nearest to each of many rows,
 and ``Exact`` compares rows with given centroids; a search finds lists by a ``Sketch``, in an order that a
 ``Handicap`` changes. ``pairs`` computes exact distances where the rows lie, and
-``code_distances`` tells what a code would make of them.
+``code_distances`` tells what a code would make of them. ``begin_single`` and ``read_foreign`` exchange whole
+indexes with plain faiss, in one file.
 
 What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
 kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
@@ -25,10 +26,12 @@ from ooc.engine.codec import (
     version,
 )
 from ooc.engine.distances import pairs
+from ooc.engine.foreign import Foreign, read_foreign
 from ooc.engine.handicap import Handicap
 from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
+from ooc.engine.single import begin_single
 from ooc.engine.sketch import Sketch, sketch_bytes, sketched
 from ooc.engine.trial import code_distances
 
@@ -38,16 +41,19 @@ __all__ = [
     "Codec",
     "DiskLists",
     "Exact",
+    "Foreign",
     "Handicap",
     "Look",
     "Nearest",
     "Selector",
     "Sketch",
+    "begin_single",
     "check_platform",
     "code_bytes",
     "code_distances",
     "one_thread",
     "pairs",
+    "read_foreign",
     "sketch_bytes",
     "sketched",
     "threads_limited",

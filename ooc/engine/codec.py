@@ -21,6 +21,7 @@ from ooc.types import BytesArray, FloatArray, IntArray, Metric
 __all__ = [
     "ID_BYTES",
     "LISTS_NAME",
+    "WORKS_ON_DISK",
     "Codec",
     "check_platform",
     "code_bytes",
@@ -37,8 +38,11 @@ LISTS_NAME = "lists.ivfdata"
 
 ID_BYTES = 8
 
+#: Values of rows that are decoded together.
+_DECODED_VALUES = 1 << 20
+
 #: faiss index types whose lists have a fixed code size and are scanned from disk as in memory.
-_WORKS_ON_DISK = {
+WORKS_ON_DISK = {
     "IndexIVFFlat",
     "IndexIVFScalarQuantizer",
     "IndexIVFPQ",
@@ -119,7 +123,7 @@ def code_bytes(factory: str, d: int, metric: Metric) -> tuple[int, int]:
     ivf = faiss.try_extract_index_ivf(index)
     name = type(faiss.downcast_index(ivf)).__name__ if ivf is not None else type(index).__name__
     top = type(faiss.downcast_index(index)).__name__
-    if ivf is None or name not in _WORKS_ON_DISK or top not in (name, "IndexPreTransform"):
+    if ivf is None or name not in WORKS_ON_DISK or top not in (name, "IndexPreTransform"):
         raise PlanError(
             f"{factory!r} makes a {name if ivf is not None else top}, "
             "which cannot be scanned from lists on disk",
@@ -140,10 +144,15 @@ class Codec:
     """A template: transforms, coarse quantizer and code, trained or to be trained; no rows.
 
     ``transform`` and ``encode`` are safe from several threads at once.
+
+    Parameters
+    ----------
+    index : faiss index
+        Owns all that it is made of, but for what ``owner`` owns.
     """
 
-    def __init__(self, index: Any) -> None:
-        self._index = index  # owns everything below
+    def __init__(self, index: Any, owner: Any = None) -> None:
+        self._index, self._owner = index, owner  # own everything below
         self._ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
         self._chain = _chain(index)
         self.d = int(index.d)
@@ -152,7 +161,8 @@ class Codec:
         self.code_size = int(self._ivf.code_size)
         self._l2 = int(self._ivf.metric_type) == faiss.METRIC_L2
         kind = type(self._ivf).__name__
-        self._sign_bits = kind == "IndexIVFRaBitQ" and int(self._ivf.rabitq.nb_bits) == 1
+        one_bit = kind == "IndexIVFRaBitQ" and int(self._ivf.rabitq.nb_bits) == 1
+        self._sign_bits = one_bit and bool(self._ivf.by_residual)
 
     @functools.cached_property
     def _steps(self) -> list[Callable[[FloatArray], FloatArray]]:
@@ -269,6 +279,45 @@ class Codec:
         codes = np.empty((len(y), self.code_size), np.uint8)
         self._ivf.encode_vectors(len(y), faiss.swig_ptr(y), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
         return codes
+
+    def decode(self, codes: BytesArray, list_nos: IntArray) -> FloatArray:
+        """What codes ``(m, code_size)`` in the lists ``(m,)`` stand for: transformed rows ``(m, d_code)``."""
+        codes = np.ascontiguousarray(codes)
+        lists = np.ascontiguousarray(list_nos, dtype=np.int64)
+        y = np.empty((len(codes), self.d_code), np.float32)
+        self._ivf.decode_vectors(len(y), faiss.swig_ptr(codes), faiss.swig_ptr(lists), faiss.swig_ptr(y))
+        return y
+
+    def far(self, codes: BytesArray, number: int) -> FloatArray:
+        """How far rows ``(m,)`` are from the centroid of their list, as far as their codes know.
+
+        Squared distances for l2, else negative products. RaBitQ keeps these exactly; of other codes what they
+        stand for is compared.
+        """
+        centroid = self.centroids()[number]
+        if type(self._ivf).__name__ == "IndexIVFRaBitQ":
+            kept = rabitq.offsets(codes, self.d_code)
+            return kept if self._l2 else (kept - centroid @ centroid) / np.float32(2)
+        out = np.empty(len(codes), np.float32)
+        step = max(1, _DECODED_VALUES // self.d_code)
+        for first in range(0, len(codes), step):
+            some = codes[first : first + step]
+            y = self.decode(some, np.full(len(some), number))
+            if self._l2:
+                y -= centroid
+                out[first : first + step] = np.einsum("ij,ij->i", y, y)
+            else:
+                out[first : first + step] = -(y @ centroid)
+        return out
+
+    def row_centroids(self) -> FloatArray:
+        """Centroids ``(nlist, m)`` in the space in which rows are assigned: before rotations, else after."""
+        centroids = self.centroids()
+        if not self.isometric or not self._chain:
+            return np.array(centroids)
+        # A rotation has no constant part: what it makes of the unit vectors is all of it.
+        turned: FloatArray = centroids @ self.transform(np.eye(self.d, dtype=np.float32)).T
+        return turned
 
     def save(self, path: Path) -> list[str]:
         """Write the template durably; its checksums."""

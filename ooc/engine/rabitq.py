@@ -12,7 +12,7 @@ import numpy as np
 
 from ooc.types import BytesArray, FloatArray, IntArray
 
-__all__ = ["FACTOR_BYTES", "encode"]
+__all__ = ["FACTOR_BYTES", "encode", "offsets"]
 
 FACTOR_BYTES = 8
 
@@ -36,3 +36,13 @@ def encode(y: FloatArray, list_nos: IntArray, centroids: FloatArray, *, l2: bool
     factors[:, 1] = squares * np.sqrt(np.float32(d)) / np.where(absolute > 0, absolute, 1)
     codes[:, bits:] = factors.view(np.uint8)
     return codes
+
+
+def offsets(codes: BytesArray, d: int) -> FloatArray:
+    """The first factor of codes ``(m, code_size)`` of any number of bits, ``(m,)``.
+
+    ``|y - c|²`` of the row and its centroid for l2, else that less ``|y|²``.
+    """
+    at = -(-d // 8)
+    factor: FloatArray = np.ascontiguousarray(codes[:, at : at + 4]).view(np.float32)[:, 0]
+    return factor

@@ -53,14 +53,16 @@ class Part:
     ----------
     first_row, rows : int
     first_id : int, optional
-        The id of the first one; those of the others follow. None: ``ids.npy`` of the segment has them.
+        The id of the first one; those of the others follow. None: ``ids.npy`` of a segment has them.
     own : str, optional
-        The segment in whose directory the index keeps these rows (and ids) itself.
+        The segment in whose directory the index keeps these rows itself.
     origin : Origin
     keyed : str, optional
         The segment in whose directory the keys of these rows are; None where they have none.
     id_stop : int
         One more than the largest id of a part whose ids are in a file.
+    listed : str, optional
+        The segment whose ``ids.npy`` has the ids, where that is not ``own``.
     """
 
     first_row: int
@@ -70,6 +72,12 @@ class Part:
     origin: Origin
     keyed: str | None = None
     id_stop: int = 0
+    listed: str | None = None
+
+    @property
+    def ids_in(self) -> str | None:
+        """The segment whose ``ids.npy`` has the ids; None where they follow one another."""
+        return None if self.first_id is not None else self.listed or self.own
 
     @property
     def id_end(self) -> int:
@@ -151,7 +159,7 @@ class Generation:
     @property
     def holding_rows(self) -> frozenset[str]:
         """The segments of which it needs vectors, ids or keys."""
-        names = (name for part in self.parts for name in (part.own, part.keyed))
+        names = (name for part in self.parts for name in (part.own, part.ids_in, part.keyed))
         return frozenset(name for name in names if name is not None)
 
     @property
@@ -196,9 +204,9 @@ class Generation:
         parts = tuple(Part.from_record(part) for part in record.get("parts") or [_only_part(record)])
         at = 0
         for part in parts:
-            if part.first_row != at or part.rows < 1 or (part.first_id is None and part.own is None):
+            if part.first_row != at or part.rows < 1 or (part.first_id is None and part.ids_in is None):
                 raise ValueError(f"part {part}")
-            names = [name for name in (part.own, part.keyed) if name is not None]
+            names = [name for name in (part.own, part.ids_in, part.keyed) if name is not None]
             if (part.keyed is None) != (parts[0].keyed is None) or not all(map(_is_name, names)):
                 raise ValueError(f"part {part}")
             at = part.stop_row

@@ -26,7 +26,7 @@ class IdFiles:
 
     def __call__(self, part: Part) -> IntArray:
         """``(rows,)`` int64, ascending."""
-        name = str(part.own)
+        name = str(part.ids_in)
         ids = self._mapped.get(name)
         if ids is None:
             ids = self._mapped[name] = read_ids(self._layout.segment(name), part.rows)
@@ -47,12 +47,15 @@ class Numbering:
     ----------
     plain : bool
         Whether every row's id is its number.
+    gaps : bool
+        Whether there are ids below the largest that were never given.
     """
 
     def __init__(self, generation: Generation, dead: Dead, ids_of: IdFiles) -> None:
         self._parts, self._dead, self._ids_of = generation.parts, dead, ids_of
         self.row_end, self.id_end = generation.row_end, generation.id_end
         self.plain = all(part.first_id == part.first_row for part in self._parts)
+        self.gaps = any(part.listed is not None for part in self._parts)
         self._starts = np.array([part.first_row for part in self._parts], np.int64)
         counted = [part for part in self._parts if part.first_id is not None]
         self._listed = [part for part in self._parts if part.first_id is None]
@@ -78,11 +81,14 @@ class Numbering:
     def rows(self, ids: IntArray) -> IntArray:
         """The live rows of ``ids`` (int64, any shape, from 0 to ``id_end`` - 1); -1 where there is none."""
         flat = ids.reshape(-1)
-        which = np.searchsorted(self._first_ids, flat, side="right") - 1
-        found = flat - self._first_ids[which] + self._first_rows[which]
-        # Ids between two parts are new ones of an upsert: its file has them.
-        found[flat >= self._end_ids[which]] = -1
-        found[(found >= 0) & self._dead.contains(np.maximum(found, 0))] = -1
+        found = np.full(len(flat), -1, np.int64)
+        if len(self._first_ids):
+            which = np.searchsorted(self._first_ids, flat, side="right") - 1
+            # Other ids are listed: of an index that was imported, or new ones of an upsert.
+            counted = (which >= 0) & (flat < self._end_ids[which])
+            rows = flat - self._first_ids[which] + self._first_rows[which]
+            counted[counted] = ~self._dead.contains(rows[counted])
+            found[counted] = rows[counted]
         for part in self._listed:
             listed = self._ids_of(part)
             at = np.minimum(np.searchsorted(listed, flat), part.rows - 1)

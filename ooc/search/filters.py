@@ -206,6 +206,24 @@ class Filter:
             inside &= self._few[np.searchsorted(self._few, safe)] == safe
         return inside
 
+    def both(self, other: Filter) -> Filter:
+        """What this one and another of the same index allow."""
+        fewer, more = sorted((self, other), key=lambda one: one.count)
+        if fewer.count * _BITS_OF_ID < self.n:
+            ids = fewer.ids()
+            return Filter._of_array(ids[more.contains(ids)], self.n)
+
+        def within(first: int, last: int) -> Booleans:
+            ids = np.arange(first, last)
+            return fewer.contains(ids) & more.contains(ids)
+
+        return Filter.of_windows(self.n, within)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(array.nbytes for array in (self._bits, self._few) if array is not None)
+
     def selector(self) -> Selector:
         """The same for the engine's scan."""
         if self._selector is None:

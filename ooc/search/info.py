@@ -77,6 +77,8 @@ def figures(layout: Layout, view: Opened) -> dict[str, Any]:
         "train": read_json(layout.train_record, what="the template's record"),
         "report": report,
         "store": {**record["store"], "reachable": _reachable(view)},
+        "vectors": view.source.known,
+        "imported": record.get("imported"),
     }
 
 

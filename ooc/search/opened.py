@@ -82,7 +82,12 @@ class Opened:
         self.n = self.generation.rows
         name, promise = str(layout.root), Promise.of(self.record)
         self.choice = Choice(
-            promise, name=name, n=self.n, nlist=self.segments.nlist, lists_per_row=header.lists_per_row
+            promise,
+            name=name,
+            n=self.n,
+            nlist=self.segments.nlist,
+            lists_per_row=header.lists_per_row,
+            exact=self.source.known,
         )
         kind = None
         if promise is not None and promise.far is not None:
@@ -131,7 +136,8 @@ class Opened:
             raise ArgumentError(f"id {bad} is not in this index: it has ids 0 to {end - 1}", kind="rows")
         rows = self.numbering.rows(array)
         if (rows < 0).any():
-            raise ArgumentError(f"id {array[rows < 0][0]} was deleted", kind="rows")
+            never = " or never given" if self.numbering.gaps else ""
+            raise ArgumentError(f"id {array[rows < 0][0]} was deleted{never}", kind="rows")
         return rows
 
     def named(self, rows: IntArray) -> AnyArray:

@@ -199,10 +199,21 @@ class Choice:
         The index, for messages.
     n, nlist, lists_per_row : int
         Of the index.
+    exact : bool
+        Whether there are vectors, by which candidates are compared where nothing else is asked.
     """
 
-    def __init__(self, promise: Promise | None, *, name: str, n: int, nlist: int, lists_per_row: int) -> None:
-        self.promise, self._name = promise, name
+    def __init__(
+        self,
+        promise: Promise | None,
+        *,
+        name: str,
+        n: int,
+        nlist: int,
+        lists_per_row: int,
+        exact: bool = True,
+    ) -> None:
+        self.promise, self._name, self.exact = promise, name, exact
         self._n, self._nlist = n, nlist
         self.default_nprobe = min(nlist, max(1, 2 * math.isqrt(nlist) // lists_per_row))
 
@@ -251,7 +262,10 @@ class Choice:
                 hint="Name nprobe and rerank; `ooc eval` shows what they bring.",
             )
         nprobe = min(nprobe or self.default_nprobe, self._nlist)
-        return Chosen(nprobe, default_rerank(k) if rerank is None else rerank)
+        return Chosen(nprobe, self._default_rerank(k) if rerank is None else rerank)
+
+    def _default_rerank(self, k: int) -> int:
+        return default_rerank(k) if self.exact else 0
 
     def _warn(self, promise: Promise, wanted: float, k: int) -> None:
         if k > max(TABLED_K):
@@ -266,7 +280,7 @@ class Choice:
     def defaults(self) -> dict[str, int]:
         """``nprobe`` and ``rerank`` of a search for ten rows that asks for nothing."""
         if self.promise is None:
-            return {"nprobe": self.default_nprobe, "rerank": default_rerank(10)}
+            return {"nprobe": self.default_nprobe, "rerank": self._default_rerank(10)}
         setting, _ = self.promise.setting(DEFAULT_RECALL, 10)
         return {"nprobe": setting.nprobe, "rerank": setting.candidates}
 

@@ -27,6 +27,7 @@ from ooc.search.rerank import vectors
 from ooc.search.stages import Wanted
 from ooc.search.stream import search_to
 from ooc.search.trace import NOTHING, Explanation, Trace
+from ooc.search.where import Metadata, Parameters
 from ooc.search.widen import compares_all
 from ooc.stores.base import Store, as_float32
 from ooc.stores.keys import open_keys, shown
@@ -45,6 +46,7 @@ def open_index(
     *,
     store: StoreLike | Mapping[str, StoreLike] | None = None,
     memory: int | str | None = None,
+    metadata: PathOrStr | None = None,
     follow: bool = False,
 ) -> Index:
     """Open an index directory for searching. Takes milliseconds; nothing is written.
@@ -61,6 +63,9 @@ def open_index(
         searched together, lists and rows that are asked of the disk ahead, and Python itself stay within it,
         and a batch that reads more lets go of it behind. State it where the process has a limit (a
         cgroup); otherwise batches are planned for 1 GiB. See ``ooc help memory``.
+    metadata : path, optional
+        A table beside the rows, for conditions (``where=``): Parquet, Arrow or Feather, with a row for each id,
+        in the order of the ids, or a column ``id``. Needs the extra ``[where]``; see ``ooc help filters``.
     follow : bool
         Whether each search looks first if a newer generation was published, and moves to it. Otherwise
         the index is what it was when it was opened, until ``refresh`` is called.
@@ -72,9 +77,11 @@ def open_index(
     StoreError, ConflictError
         ``store`` was given and cannot be read, or does not hold the indexed rows.
     ArgumentError
-        ``memory`` is no size, or too small.
+        ``memory`` is no size, or too small; there is no such table.
+    MissingExtraError
+        ``metadata`` is given, and DuckDB is not installed.
     """
-    return Index(Layout.of(path), store, memory, follow=follow)
+    return Index(Layout.of(path), store, memory, metadata=metadata, follow=follow)
 
 
 class Index:
@@ -95,12 +102,14 @@ class Index:
         store: StoreLike | Mapping[str, StoreLike] | None = None,
         memory: int | str | None = None,
         *,
+        metadata: PathOrStr | None = None,
         follow: bool = False,
     ) -> None:
         self._layout, self._budget, self._moved = layout, Budget.of(memory), store
         self._header = layout.read_header()
         self.d: int = self._header.d
         self.metric: Metric = self._header.metric
+        self._metadata = None if metadata is None else Metadata(metadata, self._budget.batch_bytes)
         self._follow, self._refreshing = follow, threading.Lock()
         self._opened: Opened | None = self._open()
 
@@ -203,6 +212,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
         return_keys: Literal[False] = False,
         return_vectors: Literal[False] = False,
     ) -> tuple[FloatArray, IntArray]: ...
@@ -217,6 +228,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
         return_keys: Literal[False] = False,
         return_vectors: Literal[True],
     ) -> tuple[FloatArray, IntArray, FloatArray]: ...
@@ -231,6 +244,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
         return_keys: Literal[True],
         return_vectors: Literal[False] = False,
     ) -> tuple[FloatArray, IntArray, AnyArray]: ...
@@ -245,6 +260,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,
+        where: str | None = None,
+        parameters: Parameters | None = None,
         return_keys: Literal[True],
         return_vectors: Literal[True],
     ) -> tuple[FloatArray, IntArray, AnyArray, FloatArray]: ...
@@ -258,6 +275,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
+        where: str | None = None,
+        parameters: Parameters | None = None,
         return_keys: bool = False,
         return_vectors: bool = False,
     ) -> tuple[AnyArray, ...]:
@@ -280,12 +299,16 @@ class Index:
         rerank : int, optional
             Candidates that the codes propose and that are re-ranked by exact distance; default with
             ``nprobe``: ``10 k``, at least 100. 0 for none: then the distances are those of the codes, of
-            which nothing is promised, and the store is not needed. At least ``k`` where it is not 0.
+            which nothing is promised, and the store is not needed: the default of an index that was
+            imported without vectors. At least ``k`` where it is not 0.
         filter : optional
             Rows that may be returned: a boolean mask, one for each row of the store; ids; a ``range``; a
             roaring bitmap; or what ``filter`` made of one of these. As many as ``k`` are found wherever
             so many are allowed: more lists are probed than ``nprobe``, and few allowed rows are all
             compared. See ``ooc help filters``.
+        where, parameters : optional
+            A condition on the table that the index was opened with (``metadata=``), as in ``"lang = 'en' AND
+            year > ?"`` and ``[2020]``; with a filter, what both allow.
         return_keys : bool
             Also give the keys of the rows that were found.
         return_vectors : bool
@@ -314,6 +337,7 @@ class Index:
             Rows are needed and their store is gone; see ``rerank=0`` and ``open_index(store=)``.
         """
         view = self._view()
+        filter = self._restricted(view, filter, where, parameters)  # noqa: A001
         found, ids, _ = self._search(view, xq, k, recall, nprobe, rerank, filter, NOTHING)
         if not return_keys and not return_vectors:
             return found, ids
@@ -431,15 +455,42 @@ class Index:
     #: Queries of a store, results to a file, in any number; see ``ooc.search.stream``.
     search_to = search_to
 
-    def filter(self, allowed: object) -> Filter:
+    def filter(
+        self, allowed: object | None = None, *, where: str | None = None, parameters: Parameters | None = None
+    ) -> Filter:
         """What ``filter=`` of a search may be given, made ready once for many searches.
+
+        Parameters
+        ----------
+        allowed, where, parameters
+            As ``filter``, ``where`` and ``parameters`` of ``search``; one of the first two at least.
 
         Raises
         ------
         ArgumentError
-            It is no mask, ids, range or bitmap, or not of this index.
+            It is no mask, ids, range or bitmap, or not of this index; or a condition that cannot be evaluated.
         """
-        return self._view().filter(allowed)
+        view = self._view()
+        restricted = self._restricted(view, allowed, where, parameters)
+        return view.filter(restricted)
+
+    def _restricted(
+        self, view: Opened, allowed: object | None, where: str | None, parameters: Parameters | None
+    ) -> object | None:
+        """What a filter and a condition allow together, as a filter."""
+        if where is None:
+            if parameters is not None:
+                raise ArgumentError("parameters are of a condition, and none is given", kind="where")
+            return allowed
+        if self._metadata is None:
+            raise ArgumentError(
+                "a condition is of a table, and the index was opened without one",
+                kind="metadata",
+                hint="Name it: open_index(path, metadata=...), --metadata.",
+            )
+        ids, generation = view.numbering.id_end, view.generation.number
+        found = self._metadata.filter(where, parameters, ids=ids, generation=generation)
+        return found if allowed is None else found.both(view.filter(allowed))
 
     def _compares_all(self, view: Opened, wanted: Wanted, queries: int) -> bool:
         """Whether every row, or every allowed row, is to be compared rather than codes scanned."""
@@ -475,20 +526,22 @@ class Index:
         radius: float,
         *,
         nprobe: int | None = None,
-        rerank: bool = True,
+        rerank: bool | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
+        where: str | None = None,
+        parameters: Parameters | None = None,
     ) -> tuple[IntArray, FloatArray, IntArray]:
         """All rows of the probed lists within ``radius`` of each query.
 
         Parameters
         ----------
-        xq, nprobe, filter
+        xq, nprobe, filter, where, parameters
             As for ``search``; with ``nprobe`` = nlist the result is exact.
         radius : float
             ``l2``: squared distances below it. ``ip``, ``cosine``: similarities above it.
-        rerank : bool
+        rerank : bool, optional
             Whether distances are exact: every row of the probed lists is compared. Otherwise
-            they are those of the codes, and the store is not needed.
+            they are those of the codes, and the store is not needed. Default: exact, where there are vectors.
 
         Returns
         -------
@@ -502,9 +555,10 @@ class Index:
         nprobe, *_ = view.choice.settings(1, nprobe=view.choice.default_nprobe if nprobe is None else nprobe)
         if not math.isfinite(radius):
             raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
-        allowed = view.allowed(filter)
+        allowed = view.allowed(self._restricted(view, filter, where, parameters))
         counted = view.stages.counting(allowed)
-        wanted = Wanted(nprobe=nprobe, exact=rerank, allowed=allowed, counted=counted)
+        exact = view.choice.exact if rerank is None else rerank
+        wanted = Wanted(nprobe=nprobe, exact=exact, allowed=allowed, counted=counted)
         parts: list[tuple[FloatArray, IntArray]] = []
         for i in range(len(queries)):
             found, ids = view.stages.within(queries[i : i + 1], radius, wanted)

@@ -38,6 +38,11 @@ class Source:
         ``moved`` cannot be read, or does not hold the indexed rows.
     ArgumentError
         It names a store that was not indexed.
+
+    Attributes
+    ----------
+    known : bool
+        Whether it is known of all rows where their vectors were; of an index that was imported it may not be.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Source:
         moved: StoreLike | Mapping[str, StoreLike] | None,
     ) -> None:
         self._layout, self._parts, self._d = layout, generation.parts, d
+        self.known = all(part.own is not None or part.origin.fingerprint for part in self._parts)
         self._lock = threading.Lock()
         self._rows: Store | None = None
         self._original: Store | None = None
@@ -140,6 +146,8 @@ class Source:
             "Point to where it is now: open_index(path, store=...), `ooc search --store`; "
             "or search by the codes alone: rerank=0."
         )
+        if not origin.fingerprint:
+            raise _imported(str(self._layout.root))
         if isinstance(where, str) and not where:
             raise StoreError(
                 "the rows were an array in memory and the index keeps no copy",
@@ -167,6 +175,9 @@ class Source:
 def _checked(store: Store, origin: Origin, d: int, name: str) -> Store:
     """The store, if it holds the rows that were indexed."""
     wrong = ""
+    if not origin.fingerprint:
+        store.close()
+        raise _imported(name)
     if store.d != d or store.n < origin.n:
         wrong = f"it is {store.n} x {store.d} and {origin.n} x {d} were indexed"
     elif store.fingerprint(origin.n) != origin.fingerprint:
@@ -180,3 +191,11 @@ def _checked(store: Store, origin: Origin, d: int, name: str) -> Store:
             hint="Name the store that was indexed, build again, or search with rerank=0.",
         )
     return store
+
+
+def _imported(name: str) -> StoreError:
+    return StoreError(
+        f"{name} was imported without its vectors: there are none to compare exactly",
+        kind="no-vectors",
+        hint="Search by the codes alone (rerank=0), or import it again with the store of its vectors.",
+    )

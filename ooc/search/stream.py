@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import threading
 
     from ooc.search.searcher import Index
+    from ooc.search.where import Parameters
     from ooc.stores.base import Store
     from ooc.types import AnyArray, FloatArray, IntArray, PathOrStr, StoreLike
 
@@ -50,6 +51,8 @@ def search_to(
     nprobe: int | None = None,
     rerank: int | None = None,
     filter: object | None = None,  # noqa: A002 - the field's word
+    where: str | None = None,
+    parameters: Parameters | None = None,
     first: int | None = None,
     batch: int | None = None,
     overwrite: bool = False,
@@ -69,7 +72,7 @@ def search_to(
         It holds ``distances`` (nq, k) float32 and ``ids`` (nq, k) int64, as ``search`` returns them
         (in Parquet two columns of lists), and how they were found as JSON under ``settings``. In
         HDF5 ``neighbors`` is another name of ``ids``. Where rows have keys it holds ``keys`` too.
-    k, recall, nprobe, rerank, filter
+    k, recall, nprobe, rerank, filter, where, parameters
         As for ``search``.
     first : int, optional
         Only the first so many queries.
@@ -114,7 +117,9 @@ def search_to(
         if value is not None:
             check_at_least(name, value, 1)
     target = check_out(out, overwrite=overwrite)
-    allowed = None if filter is None else index.filter(filter)
+    allowed = None
+    if filter is not None or where is not None or parameters is not None:
+        allowed = index.filter(filter, where=where, parameters=parameters)
     store = open_store(queries)
     try:
         check_not_source(queries, store, target)

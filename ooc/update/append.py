@@ -239,7 +239,7 @@ class _Run(Work):
                     first_id = int(fresh[0]) if len(fresh) else None
                     replaced = {"replaced": int((old >= 0).sum())}
                 made.count(skipped_rows=record["skipped_rows"], zero_rows=record["zero_rows"])
-                published = made.publish({**self.report(plan), "operation": operation})
+                published = made.publish({**self.report(plan.to_record()), "operation": operation})
                 figures = self._figures(published, added=record["rows"], first_id=first_id)
                 figures = self.finish({**figures, **replaced})
         except BaseException:

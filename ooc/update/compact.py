@@ -20,13 +20,13 @@ from ooc.durable import DurableFile, make_directory, remove_tree
 from ooc.engine import Codec
 from ooc.errors import Stopped
 from ooc.events import Finished, Note, Observer, Stage, Started, ignore, stage
-from ooc.index.dead import Dead
 from ooc.index.generation import Entry
 from ooc.index.layout import Layout, SegmentLayout
-from ooc.index.lists import ID_BYTES, ListsReader, evenness, interleave, list_groups
+from ooc.index.lists import ID_BYTES, evenness, interleave
+from ooc.index.live_lists import LiveLists
 from ooc.index.lock import publisher
-from ooc.index.segment import Segments, read_checksums
-from ooc.types import BytesArray, IntArray, PathOrStr
+from ooc.index.segment import Segments
+from ooc.types import PathOrStr
 from ooc.update.publish import Live, Next, live
 
 __all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact", "due"]
@@ -102,25 +102,18 @@ def _merge(before: Live, place: SegmentLayout, at: Stage, stop: threading.Event 
         in_file, records = segments.in_segments, [one.record for one in segments.each]
         first = records[0]
     size = codec.code_size
-    with contextlib.ExitStack() as stack:
-        readers = []
-        for one, sizes in zip(layouts, in_file, strict=True):
-            if sizes.any():
-                expected = read_checksums(one.checksums)[one.lists.name]
-                readers.append(ListsReader(one.lists, sizes, size, expected))
-                stack.callback(readers[-1].close)
-        gone = 0 if dead is None else sum(one.dead for one in before.generation.segments) * lists_per_row
-        left_bytes = (int(np.sum(in_file)) - gone) * (size + ID_BYTES)
-        file = stack.enter_context(DurableFile(place.lists, size=left_bytes))
-        total: IntArray = np.sum(in_file, axis=0, dtype=np.int64)
-        left = np.zeros_like(total)
-        for begin, end in list_groups(total, size + ID_BYTES, COPY_BYTES):
+    gone = 0 if dead is None else sum(one.dead for one in before.generation.segments) * lists_per_row
+    left_bytes = (int(np.sum(in_file)) - gone) * (size + ID_BYTES)
+    left = np.zeros(codec.nlist, np.int64)
+    with (
+        contextlib.closing(LiveLists(layouts, in_file, size, dead)) as lists,
+        DurableFile(place.lists, size=left_bytes) as file,
+    ):
+        for some in lists.groups(COPY_BYTES):
             Stopped.raise_if(stop)
-            codes, ids, left[begin:end] = _alive(readers, begin, end, size, dead)
-            file.write(interleave(codes, ids, left[begin:end]))
+            left[some.first : some.last] = some.sizes
+            file.write(interleave(some.codes, some.rows, some.sizes))
             at.tell(file.written)
-        for reader in readers:
-            reader.finish()
         checksums = {place.lists.name: file.checksums()}
     checksums[place.header.name] = codec.save_header(place.header, left)
     entries = int(left.sum())
@@ -137,36 +130,6 @@ def _error(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     rows = sum(one["rows"] for one in known)
     total = sum(one["rows"] * one["assignment_error"] for one in known)
     return {"assignment_error": total / rows} if rows else {}
-
-
-def _alive(
-    readers: Sequence[ListsReader], first: int, last: int, code_size: int, dead: Dead | None
-) -> tuple[BytesArray, IntArray, IntArray]:
-    """Codes, ids and sizes of lists ``first`` to ``last``, list after list, without the dead."""
-    pieces = [reader.read(first, last) for reader in readers]
-    places = [0] * len(readers)
-    codes: list[BytesArray] = []
-    ids: list[BytesArray] = []
-    sizes = np.zeros(last - first, np.int64)
-    counts = [reader.sizes[first:last].tolist() for reader in readers]
-    for i in range(last - first):
-        for r, piece in enumerate(pieces):
-            count = counts[r][i]
-            if not count:
-                continue
-            begin = places[r]
-            middle = begin + count * code_size
-            end = places[r] = middle + count * ID_BYTES
-            codes.append(piece[begin:middle])
-            ids.append(piece[middle:end])
-            sizes[i] += count
-    all_codes = np.concatenate([np.empty(0, np.uint8), *codes]).reshape(-1, code_size)
-    all_ids = np.concatenate([np.empty(0, np.uint8), *ids]).view(np.int64)
-    if dead is None:
-        return all_codes, all_ids, sizes
-    alive = ~dead.contains(all_ids)
-    ends = np.concatenate(([0], np.cumsum(alive)))[np.concatenate(([0], np.cumsum(sizes)))]
-    return all_codes[alive], all_ids[alive], np.diff(ends)
 
 
 def _figures(before: Live, record: Any, *, seconds: float) -> dict[str, Any]:

@@ -656,10 +656,10 @@ def export(
 ) -> dict[str, Any]:
     """Write an index as one file that plain faiss opens, in bounded memory.
 
-    ``faiss.read_index(path)`` gives an index whose search finds what the codes of this one find (``rerank=0``),
-    the lists with the nearest centroids looked into: with the ids of this one, all segments merged, without
-    dead rows. Of a row that is in two lists (``spill``) the entry in the nearer one stays. For ``cosine`` the
-    file normalises queries itself. Vectors are not in it, unless the code is ``Flat``.
+    ``faiss.read_index(path)`` gives an index whose search finds what the codes of this one find
+    (``rerank=0``), the lists with the nearest centroids looked into: with the ids of this one, all segments
+    merged, without dead rows. Of a row that is in two lists (``spill``) the entry in the nearer one stays.
+    For ``cosine`` the file normalises queries itself. Vectors are not in it, unless the code is ``Flat``.
 
     Parameters
     ----------
@@ -676,8 +676,8 @@ def export(
     Returns
     -------
     dict
-        JSON-ready: ``index``, ``generation``, ``out``, ``metric``, ``rows``, ``nprobe``, ``bytes``, ``stages``,
-        ``seconds``, ``peak_private_bytes``.
+        JSON-ready: ``index``, ``generation``, ``out``, ``metric``, ``rows``, ``nprobe``, ``bytes``,
+        ``stages``, ``seconds``, ``peak_private_bytes``.
 
     Raises
     ------
@@ -713,17 +713,17 @@ def import_index(
     Parameters
     ----------
     path : path
-        What ``faiss.write_index`` wrote: an ``IndexIVF`` with codes Flat, scalar quantizer, PQ, RaBitQ or EDEN,
-        alone or behind transforms; its lists within or on disk. It is only read.
+        What ``faiss.write_index`` wrote: an ``IndexIVF`` with codes Flat, scalar quantizer, PQ, RaBitQ or
+        EDEN, alone or behind transforms; its lists within or on disk. It is only read.
     index : path
         The directory to make; it must not exist or be empty.
     store : store, optional
-        The vectors, row ``i`` being that of id ``i``. With it searches re-rank exactly; some rows are compared
-        with their codes. Without it they go by the codes alone (``rerank=0``), any ids are taken, and rows
-        that come later can be re-ranked no more than those.
+        The vectors, row ``i`` being that of id ``i``. With it searches re-rank exactly; some rows are
+        compared with their codes. Without it they go by the codes alone (``rerank=0``), any ids are taken,
+        and rows that come later can be re-ranked no more than those.
     metric : {"l2", "ip", "cosine"}, optional
-        Default: as the file says. ``"cosine"``: the index is of inner products, and its vectors were brought to
-        unit length; here queries and further rows then are.
+        Default: as the file says. ``"cosine"``: the index is of inner products, and its vectors were brought
+        to unit length; here queries and further rows then are.
     lists : path, optional
         Where its lists are, if they are on disk and neither where the file says nor beside it.
     progress, observer, stop

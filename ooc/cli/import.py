@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         print_json(figures)
         return 0
     rows, seconds = format_count(figures["rows"]), format_seconds(figures["seconds"])
-    lines = [f"{figures['index']}: {rows} rows, {figures['factory']}, metric {figures['metric']}, in {seconds}"]
+    lines = [
+        f"{figures['index']}: {rows} rows, {figures['factory']}, metric {figures['metric']}, in {seconds}"
+    ]
     if figures["left_out"]:
         lines.append(f"left out: {figures['left_out']}")
     if not figures["vectors"]:

@@ -70,13 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--where",
         metavar="SQL",
-        help="only rows that meet this condition on the columns of TABLE, as in \"lang = 'en' AND year > 2020\"",
+        help="only rows that meet this condition on the columns of TABLE, as in "
+        "\"lang = 'en' AND year > 2020\"",
     )
     add(
         "--metadata",
         metavar="TABLE",
-        help="a table beside the rows (Parquet, Arrow, Feather): a row for each id, in their order, or with a "
-        "column id",
+        help="a table beside the rows (Parquet, Arrow, Feather): a row for each id, in their order, or with "
+        "a column id",
     )
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
     add(
@@ -168,7 +169,12 @@ def _explain(args: argparse.Namespace, index: Index) -> int:
     from ooc.stores.base import as_float32
 
     allowed = None if args.where is None else index.filter(where=args.where)
-    asked: dict[str, Any] = {"recall": args.recall, "nprobe": args.nprobe, "rerank": args.rerank, "filter": allowed}
+    asked: dict[str, Any] = {
+        "recall": args.recall,
+        "nprobe": args.nprobe,
+        "rerank": args.rerank,
+        "filter": allowed,
+    }
     with open_store(args.queries) as queries:
         some = as_float32(queries.read(0, min(args.first or queries.n, queries.n)))
         done = index.explain(some, args.k, **asked)

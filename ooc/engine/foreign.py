@@ -1,7 +1,7 @@
 """An index that somebody wrote with faiss: what it is, and where its lists lie in which file.
 
-Its lists are never read here. Of a file that has them inside (``ArrayInvertedLists``) faiss maps them as if they
-were on disk already; of one whose lists are on disk it reads the table of their places.
+Its lists are never read here. Of a file that has them inside (``ArrayInvertedLists``) faiss maps them as if
+they were on disk already; of one whose lists are on disk it reads the table of their places.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _OTHERS = {
 _HEAD_BYTES = 4 + 4 + 8 + 8 + 8 + 1 + 4
 
 _WORKS = (
-    "What works: IndexIVFFlat, IndexIVFScalarQuantizer, IndexIVFPQ, IndexIVFRaBitQ and IndexIVFEDEN, alone or in an "
-    "IndexPreTransform, with an IndexFlat or IndexHNSWFlat as quantizer. From the vectors any index can be built: "
-    "`ooc build`."
+    "What works: IndexIVFFlat, IndexIVFScalarQuantizer, IndexIVFPQ, IndexIVFRaBitQ and IndexIVFEDEN, alone "
+    "or in an IndexPreTransform, with an IndexFlat or IndexHNSWFlat as quantizer. From the vectors any index can "
+    "be built: `ooc build`."
 )
 
 #: Norms of centroids that differ by less are the same.
@@ -174,9 +174,12 @@ def _read(path: Path) -> tuple[Any, str]:
         raise IndexDirError(
             f"{path} cannot be read by faiss {faiss.__version__}: {reason}",
             kind="faiss-file",
-            hint="It was cut short, is damaged, or was written by another version: read and write it with this one.",
+            hint="It was cut short, is damaged, or was written by another version: read and write it with "
+            "this one.",
         ) from error
-    left_out = "the vectors by which it refines (IndexRefine): pass them as store" if magic in _REFINED else ""
+    left_out = (
+        "the vectors by which it refines (IndexRefine): pass them as store" if magic in _REFINED else ""
+    )
     return index, left_out
 
 
@@ -224,7 +227,10 @@ def _metric(path: Path, ivf: Any, normalises: bool, wanted: Metric | None) -> Me
 
 
 def _see_quantizer(path: Path, ivf: Any) -> None:
-    """See that lists can be found as here; centroids of one length may have been compared by either metric."""
+    """See that lists can be found as here.
+
+    Centroids of one length may have been compared by either metric: the order is the same.
+    """
     quantizer = faiss.downcast_index(ivf.quantizer)
     name = type(quantizer).__name__
     graph = name == "IndexHNSWFlat"
@@ -234,14 +240,16 @@ def _see_quantizer(path: Path, ivf: Any) -> None:
     mixed = [one for one in (quantizer, flat) if one.metric_type != ivf.metric_type]
     if not mixed:
         return
-    centroids = faiss.rev_swig_ptr(flat.get_xb(), int(ivf.nlist) * int(ivf.d)).reshape(int(ivf.nlist), -1)
+    centroids = faiss.rev_swig_ptr(flat.get_xb(), int(ivf.nlist) * int(ivf.d))
+    centroids = centroids.reshape(int(ivf.nlist), -1)
     norms = np.linalg.norm(centroids, axis=1)
     if np.ptp(norms) > _SAME_NORMS * norms.max():
         raise PlanError(
-            f"{path} cannot be taken over: its centroids are compared by another metric than its rows, and are of "
-            "different lengths",
+            f"{path} cannot be taken over: its centroids are compared by another metric than its rows, and "
+            "are of different lengths",
             kind="faiss-kind",
-            hint="Make the index again with a quantizer of its metric (faiss.IndexFlatIP for inner products).",
+            hint="Make the index again with a quantizer of its metric (faiss.IndexFlatIP for inner "
+            "products).",
         )
     for one in mixed:
         one.metric_type = ivf.metric_type
@@ -249,7 +257,7 @@ def _see_quantizer(path: Path, ivf: Any) -> None:
 
 def _table(path: Path, ivf: Any) -> tuple[IntArray, IntArray, IntArray]:
     """Sizes, capacities and offsets of the lists."""
-    lists = None if ivf.invlists is None else faiss.downcast_InvertedLists(ivf.invlists)
+    lists: Any = None if ivf.invlists is None else faiss.downcast_InvertedLists(ivf.invlists)
     if type(lists).__name__ != "OnDiskInvertedLists":
         raise _refused(path, f"its lists are {'missing' if lists is None else f'{type(lists).__name__}'}")
     count = int(lists.lists.size())
@@ -257,7 +265,7 @@ def _table(path: Path, ivf: Any) -> tuple[IntArray, IntArray, IntArray]:
         raise IndexDirError(
             f"{path} has {int(ivf.nlist)} lists and places for {count}", kind="faiss-file", hint=_WORKS
         )
-    raw = (ctypes.c_size_t * (3 * count)).from_address(int(lists.lists.data().this))
+    raw: Any = (ctypes.c_size_t * (3 * count)).from_address(int(lists.lists.data().this))
     table = np.frombuffer(raw, np.uint64).reshape(count, 3).astype(np.int64)
     return tuple(np.ascontiguousarray(table[:, i]) for i in range(3))  # type: ignore[return-value]
 
@@ -272,7 +280,8 @@ def _lists_of(path: Path, ivf: Any, lists: Path | None) -> Path:
         if one.is_file():
             return one.absolute()
     raise IndexDirError(
-        f"the lists of {path} are in {' or '.join(map(str, dict.fromkeys(candidates)))}, and no file is there",
+        f"the lists of {path} are in {' or '.join(map(str, dict.fromkeys(candidates)))}, "
+        "and no file is there",
         kind="faiss-file",
         hint="Lay the file of the lists beside the index, or say where it is: lists=, --lists.",
     )
@@ -286,7 +295,9 @@ def _factory(path: Path, index: Any, ivf: Any, chain: list[Any], metric: Metric)
     factory = ",".join([*steps, f"IVF{int(ivf.nlist)}{graph}", _code(path, ivf)])
     made = code_bytes(factory, int(index.d), "l2" if metric == "l2" else "ip")
     if made != (int(ivf.code_size), int(ivf.d)):
-        raise _refused(path, f"its codes are of {int(ivf.code_size)} bytes, and those of {factory} of {made[0]}")
+        raise _refused(
+            path, f"its codes are of {int(ivf.code_size)} bytes, and those of {factory} of {made[0]}"
+        )
     return factory
 
 

@@ -1,8 +1,8 @@
 """One file that plain faiss opens: what it says of an index, its lists to follow as a stream.
 
-faiss writes an index with its lists last: ``ilar``, the sizes, and then list after list its codes and its ids.
-So all that comes before the data can be written by faiss itself, of the template, and the data in the order of
-the lists, however much it is.
+faiss writes an index with its lists last: ``ilar``, the sizes, and then list after list its codes and its
+ids. So all that comes before the data can be written by faiss itself, of the template, and the data in the
+order of the lists, however much it is.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from ooc.types import IntArray
 __all__ = ["begin_single"]
 
 
-def begin_single(
-    file: DurableFile, codec: Codec, sizes: IntArray, *, nprobe: int, normalise: bool
-) -> None:
+def begin_single(file: DurableFile, codec: Codec, sizes: IntArray, *, nprobe: int, normalise: bool) -> None:
     """Write everything that comes before the lists.
 
     They follow one after the other in the order of their numbers, each as all its codes and then all its ids

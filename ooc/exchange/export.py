@@ -80,7 +80,9 @@ def _open(layout: Layout) -> Opened:
 def _target(path: PathOrStr, layout: Layout, *, overwrite: bool) -> Path:
     target = Path(path).expanduser().absolute()
     if not target.parent.is_dir():
-        raise ArgumentError(f"the directory {target.parent} is missing", kind="out-name", hint="Make it first.")
+        raise ArgumentError(
+            f"the directory {target.parent} is missing", kind="out-name", hint="Make it first."
+        )
     if layout.root.resolve() in (target.resolve(), *target.resolve().parents):
         raise ArgumentError(
             f"{target} is within the index itself", kind="out-name", hint="Name a file outside of it."

@@ -1,7 +1,7 @@
 """Which row an id of a foreign index becomes.
 
-Ids that are nearly 0 to n - 1 are the numbers of the rows too; those that are missing between are rows that are
-dead. Any others are listed, ascending, in ``ids.npy``, and a row's number is the place of its id there.
+Ids that are nearly 0 to n - 1 are the numbers of the rows too; those that are missing between are rows that
+are dead. Any others are listed, ascending, in ``ids.npy``, and a row's number is the place of its id there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _twice(one: int) -> DataError:
     return DataError(
         f"the index holds id {one} more than once",
         kind="ids",
-        hint="Every row needs an id of its own: take the earlier ones out with faiss (remove_ids) and add them anew.",
+        hint="Every row needs an id of its own: take the earlier ones out with faiss (remove_ids) and add "
+        "them anew.",
     )
 
 

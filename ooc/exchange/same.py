@@ -41,8 +41,8 @@ def see_vectors(foreign: Foreign, data: BytesArray, store: Store) -> None:
     right = own <= far.min(axis=1) * (1 + 1e-5)
     if len(y) > 1 and right.mean() < _MOST:
         raise ConflictError(
-            f"{store.describe()} does not hold the vectors of the index: of {len(y)} rows that were compared with "
-            f"their codes {int((~right).sum())} are others",
+            f"{store.describe()} does not hold the vectors of the index: of {len(y)} rows that were compared "
+            f"with their codes {int((~right).sum())} are others",
             kind="store-changed",
             hint="Row i of the store must be the vector of id i; leave the store out to search by codes.",
         )

@@ -20,6 +20,7 @@ from ooc.types import BytesArray, FloatArray, IntArray
 
 __all__ = ["FirstEntries"]
 
+
 class FirstEntries:
     """Which of two entries of each row stays.
 
@@ -36,9 +37,7 @@ class FirstEntries:
         Where the file is made.
     """
 
-    def __init__(
-        self, groups: Iterable[Group], codec: Codec, row_end: int, directory: Path
-    ) -> None:
+    def __init__(self, groups: Iterable[Group], codec: Codec, row_end: int, directory: Path) -> None:
         self._second = _Bits(row_end)  # rows whose second entry is the nearer one
         self._seen = _Bits(row_end)
         with translated(directory, "writing into"), tempfile.TemporaryFile(dir=directory) as file:
@@ -85,7 +84,9 @@ class _Bits:
         self._bits = np.zeros(-(-end // 8), np.uint8)
 
     def has(self, numbers: IntArray) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = ((self._bits[numbers >> 3] >> (numbers & 7).astype(np.uint8)) & 1).view(bool)
+        found: NDArray[np.bool_] = ((self._bits[numbers >> 3] >> (numbers & 7).astype(np.uint8)) & 1).view(
+            bool
+        )
         return found
 
     def add(self, numbers: IntArray) -> None:

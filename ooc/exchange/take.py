@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ooc.build.train import write_template
 from ooc.build.work import Work
 from ooc.durable import DurableFile, make_directory, remove_tree, rename, write_array, write_bytes
 from ooc.engine import Foreign, Sketch, check_platform, read_foreign, sketched
-from ooc.errors import ArgumentError, ConflictError, DataError, Stopped
+from ooc.errors import ArgumentError, ConflictError, Stopped
 from ooc.events import Observer, Stage, Started, stage
 from ooc.exchange.ids import Listed, Numbered, span
 from ooc.exchange.same import see_vectors
@@ -140,10 +139,11 @@ class _Run(Work):
             largest, count = span(lambda: self._ids(at))
             if store is not None and (largest >= store.n or store.d != codec.d):
                 raise ConflictError(
-                    f"{store.describe()} are not the vectors of {self._source}: that has vectors of {codec.d} "
-                    f"dimensions and ids up to {largest}",
+                    f"{store.describe()} are not the vectors of {self._source}: that has vectors of "
+                    f"{codec.d} dimensions and ids up to {largest}",
                     kind="store-changed",
-                    hint="Row i of the store must be the vector of id i; leave the store out to search by codes.",
+                    hint="Row i of the store must be the vector of id i; leave the store out to search by "
+                    "codes.",
                 )
             numbers: Numbered | Listed
             if store is not None or largest < _SPARSE * count:

@@ -64,8 +64,9 @@ def open_index(
         and a batch that reads more lets go of it behind. State it where the process has a limit (a
         cgroup); otherwise batches are planned for 1 GiB. See ``ooc help memory``.
     metadata : path, optional
-        A table beside the rows, for conditions (``where=``): Parquet, Arrow or Feather, with a row for each id,
-        in the order of the ids, or a column ``id``. Needs the extra ``[where]``; see ``ooc help filters``.
+        A table beside the rows, for conditions (``where=``): Parquet, Arrow or Feather, with a row for each
+        id, in the order of the ids, or a column ``id``. Needs the extra ``[where]``; see
+        ``ooc help filters``.
     follow : bool
         Whether each search looks first if a newer generation was published, and moves to it. Otherwise
         the index is what it was when it was opened, until ``refresh`` is called.
@@ -468,7 +469,8 @@ class Index:
         Raises
         ------
         ArgumentError
-            It is no mask, ids, range or bitmap, or not of this index; or a condition that cannot be evaluated.
+            It is no mask, ids, range or bitmap, or not of this index; or a condition that cannot be
+            evaluated.
         """
         view = self._view()
         restricted = self._restricted(view, allowed, where, parameters)

@@ -1,4 +1,4 @@
-"""Filters by what a table beside the rows says of them: an SQL condition, evaluated by DuckDB to a set of ids.
+"""Filters by what a table beside the rows says of them: a condition in SQL, made a set of ids by DuckDB.
 
 The condition is one expression over the columns of the table. It is parsed before it is run, and it is run in
 a database of its own, in memory, which may read the table and nothing else: no other file, no extension, no
@@ -91,6 +91,7 @@ class Metadata:
                     hint="pip install 'ooc[where]'",
                 )
         self._memory_bytes = max(memory_bytes, _LEAST_BYTES)
+        self._kept_bytes = self._memory_bytes // _KEPT_SHARE
         self._kept: OrderedDict[object, Filter] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -109,7 +110,8 @@ class Metadata:
         Raises
         ------
         ArgumentError
-            It is no expression, or one that DuckDB cannot evaluate; or the table is of another number of rows.
+            It is no expression, or one that DuckDB cannot evaluate; or the table is of another number of
+            rows.
         ResourceError
             It takes more memory than there is.
         """
@@ -131,8 +133,9 @@ class Metadata:
     def _keep(self, key: object, made: Filter) -> None:
         with self._lock:
             self._kept[key] = made
-            most = self._memory_bytes // _KEPT_SHARE
-            while len(self._kept) > _KEPT or sum(one.nbytes for one in self._kept.values()) > most:
+            while (
+                len(self._kept) > _KEPT or sum(one.nbytes for one in self._kept.values()) > self._kept_bytes
+            ):
                 self._kept.popitem(last=False)
 
     def _evaluate(self, where: str, values: Parameters, ids: int) -> Filter:
@@ -142,7 +145,7 @@ class Metadata:
             table = self._table(database, ids)
             statement = f"SELECT {table.number} FROM {table.source} WHERE (\n{where}\n)"
             _see_expression(duckdb, where)
-            found = database.execute(statement, values).fetch_record_batch(_BATCH)
+            found = database.sql(statement, params=values).to_arrow_reader(_BATCH)
             numbers = (batch.column(0).drop_null().to_numpy(zero_copy_only=False) for batch in found)
             return _filter((some.astype(np.int64) for some in numbers), ids, dense=table.number != f'"{_ID}"')
 
@@ -182,24 +185,29 @@ class Metadata:
                 raise ArgumentError(
                     f"the column {_ID} of {self.path} is {columns[_ID]}, not whole numbers",
                     kind="metadata",
-                    hint=f"It says which id of the index a row is of. Give it another name if it is something else, "
-                    "and lay the rows in the order of the ids.",
+                    hint="It says which id of the index a row is of. Give it another name if it is something "
+                    "else, and lay the rows in the order of the ids.",
                 )
             return _Table(plain, f'"{_ID}"', -1)
-        (rows,) = database.execute(f"SELECT count(*) FROM {plain}").fetchone()
+        # All is fetched: what is left of a result keeps the connection from the next statement.
+        [(rows,)] = database.execute(f"SELECT count(*) FROM {plain}").fetchall()
         if rows != ids:
             raise ArgumentError(
                 f"{self.path} has {rows} rows, and the index has ids 0 to {ids - 1}",
                 kind="metadata",
-                hint=f"Bring it up to date: a row for each id, in the order of the ids, those that were deleted "
+                hint="Bring it up to date: a row for each id, in the order of the ids, those that were deleted "
                 f"too; or a column {_ID}.",
             )
         if arrow:
             # The number goes before the condition, so rows are numbered as they come.
             return _Table(
-                "(SELECT *, row_number() OVER () - 1 AS file_row_number FROM metadata)", "file_row_number", rows
+                "(SELECT *, row_number() OVER () - 1 AS file_row_number FROM metadata)",
+                "file_row_number",
+                rows,
             )
-        return _Table(f"read_parquet({_quoted(str(self.path))}, file_row_number = true)", "file_row_number", rows)
+        return _Table(
+            f"read_parquet({_quoted(str(self.path))}, file_row_number = true)", "file_row_number", rows
+        )
 
     @contextlib.contextmanager
     def _translated(self, duckdb: Any, where: str) -> Iterator[None]:
@@ -210,7 +218,8 @@ class Metadata:
             raise
         except duckdb.OutOfMemoryException as error:
             raise ResourceError(
-                f"the condition {where!r} takes more than the {self._memory_bytes // MIB} MiB that it may use",
+                f"the condition {where!r} takes more than the {self._memory_bytes // MIB} MiB "
+                "that it may use",
                 kind="memory",
                 hint="Open the index with more memory (memory=, --memory), or give the ids as a filter.",
             ) from error
@@ -238,8 +247,10 @@ def _values(where: object, parameters: object) -> Parameters:
     if isinstance(parameters, Sequence | np.ndarray) and not isinstance(parameters, str | bytes):
         return [_plain(value) for value in parameters]
     raise ArgumentError(
-        f"parameters must be a list of values or a mapping of names to values, not {type(parameters).__name__}",
+        "parameters must be a list of values or a mapping of names to values, "
+        f"not {type(parameters).__name__}",
         kind="where",
+        hint="Write them as in parameters=[2020] for ?, or parameters={'since': 2020} for $since.",
     )
 
 

@@ -227,7 +227,10 @@ def test_on_the_command_line(
     shown = capsys.readouterr().out
     assert "go by the codes alone" in shown
     assert f"IndexIVFScalarQuantizer imported from {out}" in shown
-    assert main(["import", str(out), str(tmp_path / "s.ooc"), "--store", str(tmp_path / "base.npy"), "--json"]) == 0
+    assert (
+        main(["import", str(out), str(tmp_path / "s.ooc"), "--store", str(tmp_path / "base.npy"), "--json"])
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["vectors"] is True
     assert main(["import", str(tmp_path / "base.npy"), str(tmp_path / "n.ooc")]) == 5
     assert "cannot be taken over" in capsys.readouterr().err

@@ -43,8 +43,8 @@ _HEAD_BYTES = 4 + 4 + 8 + 8 + 8 + 1 + 4
 
 _WORKS = (
     "What works: IndexIVFFlat, IndexIVFScalarQuantizer, IndexIVFPQ, IndexIVFRaBitQ and IndexIVFEDEN, alone "
-    "or in an IndexPreTransform, with an IndexFlat or IndexHNSWFlat as quantizer. From the vectors any index can "
-    "be built: `ooc build`."
+    "or in an IndexPreTransform, with an IndexFlat or IndexHNSWFlat as quantizer. From the vectors any index "
+    "can be built: `ooc build`."
 )
 
 #: Norms of centroids that differ by less are the same.

@@ -195,8 +195,8 @@ class Metadata:
             raise ArgumentError(
                 f"{self.path} has {rows} rows, and the index has ids 0 to {ids - 1}",
                 kind="metadata",
-                hint="Bring it up to date: a row for each id, in the order of the ids, those that were deleted "
-                f"too; or a column {_ID}.",
+                hint="Bring it up to date: a row for each id, in the order of the ids, those that were "
+                f"deleted too; or a column {_ID}.",
             )
         if arrow:
             # The number goes before the condition, so rows are numbered as they come.

@@ -19,6 +19,7 @@ from ooc.errors import ArgumentError
 from ooc.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
+    from ooc.search.filters import Filter
     from ooc.search.searcher import Index
     from ooc.types import AnyArray, FloatArray, IntArray
 
@@ -79,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a table beside the rows (Parquet, Arrow, Feather): a row for each id, in their order, or with "
         "a column id",
     )
+    add(
+        "--parameter",
+        action="append",
+        metavar="VALUE",
+        help="a value for a ? of --where, in their order: bound, never pasted; read as JSON (2020, true, "
+        '"en"), or else as text; may be repeated',
+    )
     add("--store", metavar="STORE", help="where the indexed vectors are now, if they were moved")
     add(
         "--memory",
@@ -103,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
             raise ArgumentError(f"--{name} goes with --out", kind="usage")
     if (args.where is None) != (args.metadata is None):
         raise ArgumentError("--where and --metadata go together", kind="usage")
+    if args.parameter and args.where is None:
+        raise ArgumentError("--parameter goes with --where", kind="usage")
     if args.explain and args.out:
         raise ArgumentError("--explain finds nothing to write to --out", kind="usage")
     from ooc.search.searcher import open_index
@@ -111,6 +121,23 @@ def run(args: argparse.Namespace) -> int:
         if args.out:
             return _to_file(args, index)
         return _explain(args, index) if args.explain else _print(args, index)
+
+
+def _parameters(args: argparse.Namespace) -> list[Any] | None:
+    """What is bound to the condition."""
+    return None if args.parameter is None else [_value(text) for text in args.parameter]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _allowed(args: argparse.Namespace, index: Index) -> Filter | None:
+    """What the condition allows; None where there is none."""
+    return None if args.where is None else index.filter(where=args.where, parameters=_parameters(args))
 
 
 def _to_file(args: argparse.Namespace, index: Index) -> int:
@@ -123,6 +150,7 @@ def _to_file(args: argparse.Namespace, index: Index) -> int:
             nprobe=args.nprobe,
             rerank=args.rerank,
             where=args.where,
+            parameters=_parameters(args),
             first=args.first,
             batch=args.batch,
             overwrite=args.overwrite,
@@ -141,7 +169,7 @@ def _print(args: argparse.Namespace, index: Index) -> int:
     from ooc.search.stream import search_blocks, search_settings
     from ooc.stores import open_store
 
-    allowed = None if args.where is None else index.filter(where=args.where)
+    allowed = _allowed(args, index)
     with open_store(args.queries) as queries:
         found = search_blocks(
             index,
@@ -168,7 +196,7 @@ def _explain(args: argparse.Namespace, index: Index) -> int:
     from ooc.stores import open_store
     from ooc.stores.base import as_float32
 
-    allowed = None if args.where is None else index.filter(where=args.where)
+    allowed = _allowed(args, index)
     asked: dict[str, Any] = {
         "recall": args.recall,
         "nprobe": args.nprobe,

@@ -35,6 +35,8 @@ SUFFIXES = (*_PARQUET, *_ARROW)
 
 #: Of a table with this column it says which id a row is of; else rows are in the order of the ids.
 _ID = "id"
+#: The column that numbers the rows otherwise: DuckDB's name, of Parquet, for all.
+_NUMBER = "file_row_number"
 _WHOLE = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")}
 
 #: Conditions whose ids are kept, and the part of the memory that these may take.
@@ -48,11 +50,10 @@ _BATCH = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """How the database reads the table: as what, which column numbers its rows, how many there are."""
+    """How the database reads the table: as what, and which column has the ids of its rows."""
 
     source: str
     number: str
-    rows: int
 
 
 class Metadata:
@@ -188,9 +189,15 @@ class Metadata:
                     hint="It says which id of the index a row is of. Give it another name if it is something "
                     "else, and lay the rows in the order of the ids.",
                 )
-            return _Table(plain, f'"{_ID}"', -1)
+            return _Table(plain, f'"{_ID}"')
         # All is fetched: what is left of a result keeps the connection from the next statement.
         [(rows,)] = database.execute(f"SELECT count(*) FROM {plain}").fetchall()
+        if _NUMBER in map(str.lower, columns):
+            raise ArgumentError(
+                f"{self.path} has a column {_NUMBER}, and by this name its rows are numbered",
+                kind="metadata",
+                hint="Give it another name.",
+            )
         if rows != ids:
             raise ArgumentError(
                 f"{self.path} has {rows} rows, and the index has ids 0 to {ids - 1}",
@@ -200,14 +207,8 @@ class Metadata:
             )
         if arrow:
             # The number goes before the condition, so rows are numbered as they come.
-            return _Table(
-                "(SELECT *, row_number() OVER () - 1 AS file_row_number FROM metadata)",
-                "file_row_number",
-                rows,
-            )
-        return _Table(
-            f"read_parquet({_quoted(str(self.path))}, file_row_number = true)", "file_row_number", rows
-        )
+            return _Table(f"(SELECT *, row_number() OVER () - 1 AS {_NUMBER} FROM metadata)", _NUMBER)
+        return _Table(f"read_parquet({_quoted(str(self.path))}, {_NUMBER} = true)", _NUMBER)
 
     @contextlib.contextmanager
     def _translated(self, duckdb: Any, where: str) -> Iterator[None]:

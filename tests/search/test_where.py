@@ -133,6 +133,13 @@ def test_a_table_with_ids_may_be_in_any_order_and_of_any_length(
         pytest.raises(ooc.ArgumentError, match="not whole numbers"),
     ):
         opened.search(x[:1], where="id = 'a'")
+    for suffix in (".parquet", ".feather"):
+        meta = write(tmp_path / f"number{suffix}", pa.table({"File_Row_Number": NUMBER[::-1].copy()}))
+        with (
+            ooc.open_index(index, metadata=meta) as opened,
+            pytest.raises(ooc.ArgumentError, match="by this name its rows are numbered"),
+        ):
+            opened.search(x[:1], where="file_row_number < 10")
 
 
 def test_the_table_grows_with_the_index(index: Path, tmp_path: Path, x: FloatArray) -> None:
@@ -330,5 +337,17 @@ def test_on_the_command_line(
     assert f'"allowed": {N // 3}' in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(out)["ids"].reshape(-1), ids)
     assert main([*base, "--metadata", str(meta), "--explain"]) == 0
+    capsys.readouterr()
+    bound = ["--where", "lang = ? AND year > ?", "--parameter", "de", "--parameter", "2020"]
+    assert main([*base, "--metadata", str(meta), *bound]) == 0
+    ids = np.array([int(line.split()[2]) for line in capsys.readouterr().out.splitlines()[1:]])
+    assert ((ids % 3 == 1) & (1990 + ids % 40 > 2020)).all()
+    assert (
+        main([*base, "--metadata", str(meta), *bound, "--out", str(tmp_path / "bound.npz"), "--quiet"]) == 0
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "bound.npz")["ids"].reshape(-1), ids)
+    capsys.readouterr()
     assert main(base) == 2
     assert "go together" in capsys.readouterr().err
+    assert main([*base[:5], "--parameter", "1"]) == 2
+    assert "goes with --where" in capsys.readouterr().err

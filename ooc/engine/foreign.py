@@ -167,7 +167,8 @@ def _read(path: Path) -> tuple[Any, str]:
         reader = faiss.FileIOReader(str(path))
         if magic in _REFINED:
             # The vectors that refine come last and may be large: only what is before them is read.
-            reader(faiss.swig_ptr(np.empty(_HEAD_BYTES, np.uint8)), 1, _HEAD_BYTES)
+            head = np.empty(_HEAD_BYTES, np.uint8)
+            reader(faiss.swig_ptr(head), 1, _HEAD_BYTES)
         index = faiss.read_index(reader, flags)
     except RuntimeError as error:
         reason = str(error).rsplit("Error:", 1)[-1].strip().splitlines()[0]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 import ooc
 from ooc.types import FloatArray, IntArray
+from ooc.units import MIB
 from tests.exchange.helpers import assert_same_answers
 from tests.helpers import embeddings, exact_search, recall
 from tests.update.model import Model
@@ -459,3 +463,23 @@ def test_what_an_interrupted_import_left_is_gone_over(
     ooc.import_index(path, index)
     assert {one.name: one.read_bytes() for one in (index / "segments" / "s1").iterdir()} == expected
     assert not (index / "build").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+def test_lists_that_are_larger_than_memory_may_be(tmp_path: Path) -> None:
+    n, d, nlist = 400_000, 192, 64
+    quantizer = faiss.IndexFlatL2(d)
+    quantizer.add(embeddings(nlist, d, seed=1))
+    theirs = faiss.IndexIVFScalarQuantizer(quantizer, d, nlist, faiss.ScalarQuantizer.QT_fp16)
+    theirs.is_trained = True
+    block = embeddings(n // 100, d, seed=2)
+    for first in range(0, n, len(block)):  # the same rows again and again, each under an id of its own
+        theirs.add_with_ids(block, np.arange(first, first + len(block)) * 7 % n)
+    index, back = tmp_path / "i.ooc", tmp_path / "back.faiss"
+    path = written(tmp_path, theirs)
+    for command in (["import", path, index], ["export", index, back]):
+        call = [sys.executable, "-m", "ooc", *map(str, command), "--json", "--quiet"]
+        figures = json.loads(subprocess.run(call, capture_output=True, check=True).stdout)
+        assert figures["rows"] == n
+        # Of the whole process, Python and faiss too; a copy of the lists would be half as much again.
+        assert figures["peak_private_bytes"] < 100 * MIB < figures["bytes"]

@@ -8,7 +8,7 @@ variable of the process. Parameters are bound, never pasted into the text.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib.metadata
 import pickle
 import threading
 from collections import OrderedDict
@@ -39,6 +39,9 @@ _ID = "id"
 _NUMBER = "file_row_number"
 _WHOLE = {f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")}
 
+#: The first version of DuckDB whose locked configuration no function changes: before it a condition could
+#: turn a log on, in any file.
+_OLDEST = 2
 #: Conditions whose ids are kept, and the part of the memory that these may take.
 _KEPT, _KEPT_SHARE = 64, 4
 #: The database does little with less.
@@ -72,7 +75,7 @@ class Metadata:
     ArgumentError
         There is no such file, or it is of another kind.
     MissingExtraError
-        DuckDB is not installed.
+        DuckDB is not installed, or an earlier one than is needed.
     """
 
     def __init__(self, path: PathOrStr, memory_bytes: int) -> None:
@@ -85,12 +88,7 @@ class Metadata:
             )
         if not self.path.is_file():
             raise ArgumentError(f"there is no table {self.path}", kind="metadata")
-        for package in ("duckdb", "pyarrow"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtraError(
-                    f"conditions on {self.path} cannot be evaluated: the package {package} is not installed",
-                    hint="pip install 'ooc[where]'",
-                )
+        _see_installed(self.path)
         self._memory_bytes = max(memory_bytes, _LEAST_BYTES)
         self._kept_bytes = self._memory_bytes // _KEPT_SHARE
         self._kept: OrderedDict[object, Filter] = OrderedDict()
@@ -231,6 +229,22 @@ class Metadata:
                 kind="where",
                 hint="It must be one SQL expression over the columns of the table; see `ooc help filters`.",
             ) from error
+
+
+def _see_installed(path: Path) -> None:
+    """See that the database is there, without importing it."""
+    for package, oldest in (("duckdb", _OLDEST), ("pyarrow", 0)):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            wrong = f"the package {package} is not installed"
+        else:
+            if int(version.partition(".")[0]) >= oldest:
+                continue
+            wrong = f"{package} {version} is installed, and at least {oldest}.0 is needed"
+        raise MissingExtraError(
+            f"conditions on {path} cannot be evaluated: {wrong}", hint="pip install 'ooc[where]'"
+        )
 
 
 def _values(where: object, parameters: object) -> Parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 import sys
 import threading
@@ -194,6 +195,9 @@ def test_the_table_grows_with_the_index(index: Path, tmp_path: Path, x: FloatArr
         "1 = (SELECT count(*) FROM parquet_metadata('OTHER'))",
         "1 = (SELECT count(*) FROM sniff_csv('/etc/passwd'))",
         "1 = (SELECT count(*) FROM secret_table)",
+        "1 = (SELECT count(*) FROM enable_logging(storage = 'file', storage_path = 'OUT'))",
+        "1 = (FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1 FROM read_text(''OTHER'')')))",
+        "1 = (SELECT count(*) FROM pandas_scan(1))",
         "getenv('HOME') <> ''",
         "1 = (SELECT count(*) FROM query('COPY (SELECT 1) TO ''OUT'''))",
     ],
@@ -252,15 +256,31 @@ def test_arguments_that_do_not_go_together(index: Path, tmp_path: Path, x: Float
             opened.search(x[:1], where="lang = 'en'")
 
 
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({"pyarrow": "17.0.0"}, "the package duckdb is not installed"),
+        ({"duckdb": "2.0.1"}, "the package pyarrow is not installed"),
+        (
+            {"duckdb": "1.5.6", "pyarrow": "17.0.0"},
+            r"duckdb 1\.5\.6 is installed, and at least 2\.0 is needed",
+        ),
+    ],
+)
 def test_without_the_package_it_is_said_how_to_install_it(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], said: str
 ) -> None:
     meta = write(tmp_path / "meta.parquet", table(N))
-    monkeypatch.setattr(
-        where_module.importlib.util, "find_spec", lambda name: None if name == "duckdb" else 1
-    )
-    with pytest.raises(ooc.MissingExtraError, match=r"ooc\[where\]"):
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(where_module.importlib.metadata, "version", version)
+    with pytest.raises(ooc.MissingExtraError, match=said) as caught:
         ooc.open_index(index, metadata=meta)
+    assert "ooc[where]" in str(caught.value.hint)
 
 
 def test_opening_with_a_table_imports_no_database(index: Path, tmp_path: Path) -> None:

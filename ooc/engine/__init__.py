@@ -21,8 +21,6 @@ from ooc.engine.codec import (
     Codec,
     check_platform,
     code_bytes,
-    one_thread,
-    threads_limited,
     version,
 )
 from ooc.engine.distances import pairs
@@ -33,6 +31,7 @@ from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
 from ooc.engine.single import begin_single
 from ooc.engine.sketch import Sketch, sketch_bytes, sketched
+from ooc.engine.threads import one_thread, threads_limited
 from ooc.engine.trial import code_distances
 
 __all__ = [

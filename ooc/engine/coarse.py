@@ -56,7 +56,7 @@ class Coarse:
         self._graph = codec.has_graph
         self._flat = faiss.downcast_index(self._quantizer.storage) if self._graph else self._quantizer
         self._nlist, self._d, self._l2 = codec.nlist, codec.d_code, codec._ivf.metric_type == faiss.METRIC_L2
-        self._sketch = None if sketch is None else Sketch.load(sketch, self._nlist, self._d)
+        self._sketch = None if sketch is None else Sketch.load(sketch, self._nlist, self._d, self._flat)
         if handicap is not None and len(handicap) != self._nlist:
             raise IndexDirError(
                 f"there are {self._nlist} lists, and the template knows how far {len(handicap)} spread",
@@ -160,9 +160,10 @@ class Coarse:
     def _sketched(
         self, sketch: Sketch, nprobe: int, among: int, ahead: bool, y: FloatArray
     ) -> tuple[FloatArray, IntArray]:
+        if not ahead:
+            return self._first(*sketch.compared(y, among), nprobe)
         numbers = sketch.candidates(y, among)
-        if ahead:
-            self._ask_for_centroids(np.unique(numbers))
+        self._ask_for_centroids(np.unique(numbers))
         return self._first_of(y, numbers, nprobe)
 
     def _by_graph(self, y: FloatArray, nprobe: int, among: int) -> tuple[FloatArray, IntArray]:
@@ -184,7 +185,10 @@ class Coarse:
 
     def _first_of(self, y: FloatArray, numbers: IntArray, nprobe: int) -> tuple[FloatArray, IntArray]:
         """The first ``nprobe`` of the lists ``numbers`` ``(nq, c)``, compared exactly; -1 comes last."""
-        found = compare(self._flat, y, numbers)
+        return self._first(compare(self._flat, y, numbers), numbers, nprobe)
+
+    def _first(self, found: FloatArray, numbers: IntArray, nprobe: int) -> tuple[FloatArray, IntArray]:
+        """The first ``nprobe`` of the lists ``numbers`` ``(nq, c)``, -1 last, by how near they are."""
         key = np.where(numbers < 0, np.inf, self._key(found, numbers))
         near = np.argsort(key, axis=1)[:, :nprobe]
         return pick(found, near), pick(numbers, near)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from ooc.durable import DurableFile
 from ooc.engine import rabitq
 from ooc.engine.rotation import Rotation
+from ooc.engine.threads import threads_limited
 from ooc.errors import DataError, IndexDirError, PlanError, ResourceError
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
@@ -25,9 +25,7 @@ __all__ = [
     "Codec",
     "check_platform",
     "code_bytes",
-    "one_thread",
     "read_index",
-    "threads_limited",
     "vectors",
     "version",
     "write_index",
@@ -67,22 +65,6 @@ def check_platform() -> None:
             kind="platform",
             hint="Build and search under Linux or macOS; on Windows, inside WSL.",
         )
-
-
-@contextlib.contextmanager
-def threads_limited(n: int) -> Iterator[None]:
-    """Let faiss use ``n`` threads for calls from this thread; other threads keep their setting."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(n)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def one_thread() -> None:
-    """Let faiss use one thread for calls from this thread, for good: what a pool's thread starts with."""
-    faiss.omp_set_num_threads(1)
 
 
 def _faiss_metric(metric: Metric) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,14 @@ _END_BYTES = 8
 
 def _parameters(nprobe: int, selector: Selector | None) -> Any:
     if selector is None:
-        return faiss.SearchParametersIVF(nprobe=nprobe)
+        return _unselected(nprobe)
     return faiss.SearchParametersIVF(nprobe=nprobe, sel=selector.native)
+
+
+@functools.lru_cache
+def _unselected(nprobe: int) -> Any:
+    """Of these searches nothing is changed, so one will do for all."""
+    return faiss.SearchParametersIVF(nprobe=nprobe)
 
 
 class DiskLists:

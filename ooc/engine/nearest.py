@@ -13,8 +13,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ooc.engine.codec import threads_limited, vectors
+from ooc.engine.codec import vectors
 from ooc.engine.sketch import QUERY_BLOCKS, ROUNDS, compare, directions, project
+from ooc.engine.threads import threads_limited
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import pick
 

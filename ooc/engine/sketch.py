@@ -15,8 +15,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ooc.engine.codec import read_index, threads_limited, vectors, write_index
+from ooc.engine.codec import read_index, vectors, write_index
 from ooc.engine.handicap import Handicap
+from ooc.engine.threads import threads_limited
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray, Metric
 
@@ -53,8 +54,10 @@ class Sketch:
         Centroids and their dimensions.
     """
 
-    def __init__(self, index: Any) -> None:
+    def __init__(self, index: Any, flat: Any = None) -> None:
         self._index = index  # owns everything below
+        # In one call: between several, other threads of Python would come and go.
+        self._both = None if flat is None else faiss.IndexRefine(index, flat)
         # faiss's own products: numpy's BLAS would leave threads spinning, which slows what follows.
         self._turn = faiss.downcast_VectorTransform(index.chain.at(0))
         self._scan = faiss.downcast_index(index.index)
@@ -83,8 +86,10 @@ class Sketch:
         return cls(faiss.IndexPreTransform(turn, scan))
 
     @classmethod
-    def load(cls, path: Path, nlist: int, d: int) -> Self:
+    def load(cls, path: Path, nlist: int, d: int, flat: Any = None) -> Self:
         """The sketch that ``save`` wrote, of ``nlist`` centroids of ``d`` dimensions.
+
+        ``flat`` is the index of these, where ``compared`` will be asked for; it must live as long.
 
         Raises
         ------
@@ -99,7 +104,7 @@ class Sketch:
                 kind="index-damaged",
                 hint="Copy the directory anew, or remove it and build.",
             )
-        return cls(index)
+        return cls(index, flat)
 
     def save(self, path: Path) -> list[str]:
         """Write it durably; its checksums."""
@@ -110,6 +115,13 @@ class Sketch:
         x = vectors(x, self.d)
         numbers: IntArray = self._scan.search(self._turn.apply(x), count)[1]
         return numbers
+
+    def compared(self, x: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
+        """``count`` centroids ``(m, count)`` that look near to rows ``(m, d)``: how near they are, and numbers."""
+        x = vectors(x, self.d)
+        found, numbers = np.empty((len(x), count), np.float32), np.empty((len(x), count), np.int64)
+        self._both.search_c(len(x), faiss.swig_ptr(x), count, faiss.swig_ptr(found), faiss.swig_ptr(numbers))
+        return found, numbers
 
 
 def compare(flat: Any, x: FloatArray, numbers: NDArray[np.integer[Any]]) -> FloatArray:

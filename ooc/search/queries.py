@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ooc.errors import ArgumentError, DataError
@@ -10,6 +12,10 @@ from ooc.types import AnyArray, FloatArray, Metric
 from ooc.vectors import normalise
 
 __all__ = ["as_queries", "check_at_least"]
+
+#: Over so few values numpy keeps Python's lock. Letting go of it wakes other threads that search, which
+#: takes longer than the sum.
+_PIECE = 500
 
 
 def as_queries(xq: AnyArray, d: int, metric: Metric) -> FloatArray:
@@ -32,6 +38,8 @@ def as_queries(xq: AnyArray, d: int, metric: Metric) -> FloatArray:
             hint="Use the model that made the indexed vectors.",
         )
     queries = as_float32(array.reshape(-1, d))
+    if len(queries) == 1 and _sums_up(queries[0]):
+        return normalise(queries)[0] if metric == "cosine" else queries
     finite = np.isfinite(queries).all(axis=1)
     if not finite.all():
         raise DataError(
@@ -40,6 +48,13 @@ def as_queries(xq: AnyArray, d: int, metric: Metric) -> FloatArray:
             kind="query-values",
         )
     return normalise(queries)[0] if metric == "cosine" else queries
+
+
+def _sums_up(query: FloatArray) -> bool:
+    """Whether all values are finite; where they are so large that their sum is not, False too."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        pieces = range(0, len(query), _PIECE)
+        return all(math.isfinite(np.add.reduce(query[at : at + _PIECE])) for at in pieces)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

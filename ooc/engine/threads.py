@@ -1,0 +1,49 @@
+"""How many threads OpenMP may use for faiss's calls from the calling thread."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+
+import faiss
+
+__all__ = ["one_thread", "threads_limited"]
+
+
+def _runtime() -> tuple[Callable[[], int], Callable[[int], None]]:
+    """OpenMP's own ``omp_get_max_threads`` and ``omp_set_num_threads``; faiss's where they are not found.
+
+    faiss's let go of Python's lock, as all of its calls do. Each time it is let go another thread wakes up,
+    which takes longer than the call, and a search makes three of these.
+    """
+    native = next((m for name, m in sys.modules.items() if name.startswith("faiss._swigfaiss")), None)
+    try:
+        # faiss's own OpenMP is found through it, wherever and under whatever name it was installed.
+        library = ctypes.PyDLL(str(native.__file__))  # type: ignore[union-attr]
+        most, limit = library.omp_get_max_threads, library.omp_set_num_threads
+    except (AttributeError, OSError):
+        return faiss.omp_get_max_threads, faiss.omp_set_num_threads
+    most.restype, most.argtypes = ctypes.c_int, ()
+    limit.restype, limit.argtypes = None, (ctypes.c_int,)
+    return most, limit
+
+
+_most, _limit = _runtime()
+
+
+@contextlib.contextmanager
+def threads_limited(n: int) -> Iterator[None]:
+    """Let faiss use ``n`` threads for calls from this thread; other threads keep their setting."""
+    before = _most()
+    _limit(n)
+    try:
+        yield
+    finally:
+        _limit(before)
+
+
+def one_thread() -> None:
+    """Let faiss use one thread for calls from this thread, for good: what a pool's thread starts with."""
+    _limit(1)

@@ -25,6 +25,9 @@ from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
 __all__ = ["Template", "load_template", "published_template", "train"]
 
+#: So few rows are compared with all centroids: a sketch of these takes as long as comparing 2 000 rows.
+_FEW_ROWS = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
@@ -168,8 +171,12 @@ def load_template(layout: Layout, plan: Plan) -> Template | None:
     return published_template(layout, plan.metric)
 
 
-def published_template(layout: Layout, metric: Metric) -> Template:
-    """The template of an index, whichever plan it was made for."""
+def published_template(layout: Layout, metric: Metric, *, rows: int | None = None) -> Template:
+    """The template of an index, whichever plan it was made for; to place so many ``rows``, if that is known.
+
+    For few of them comparing all centroids takes less than making a sketch of these.
+    """
     codec = Codec.load(layout.template_file)
     centroids = np.load(layout.centroids_file, allow_pickle=False)
-    return Template(codec=codec, assigner=Assigner(centroids, metric))
+    sketch = rows is None or rows > _FEW_ROWS
+    return Template(codec=codec, assigner=Assigner(centroids, metric, sketch=sketch))

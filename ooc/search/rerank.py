@@ -87,7 +87,7 @@ def distances(
         if in_place is not None:
             y, each = in_place
         else:
-            y = as_float32(store.gather(rows) if advised else store.take(rows))
+            y = as_float32(store.gather(rows))
             each = np.arange(len(rows))
         # Of one query every row is another one.
         iy = each if len(rows) == some.stop - some.start else each[np.cumsum(new[some]) - 1]

@@ -33,16 +33,17 @@ class Places:
     """
 
     def __init__(self, starts: IntArray, views: Sequence[AnyArray | None]) -> None:
-        some = [view for view in views if view is not None]
-        self._dtype: np.dtype[Any] = some[0].dtype if some else np.dtype(np.float32)
+        there = [(i, view) for i, view in enumerate(views) if view is not None]
+        self._dtype: np.dtype[Any] = there[0][1].dtype if there else np.dtype(np.float32)
         self._known = np.zeros(len(views), bool)
         self._at, self._strides = np.zeros((2, len(views)), np.int64)
         #: Spans whose rows are even rows of ``_array``, and by how much their numbers are moved there.
         self._lined, self._moved = np.zeros(len(views), bool), np.zeros(len(views), np.int64)
-        if not some:
+        if not there:
             return
-        alike = [(i, view) for i, view in enumerate(views) if view is not None and view.dtype == some[0].dtype]
-        self._width = some[0].shape[1] * some[0].itemsize
+        alike = [(i, view) for i, view in there if view.dtype == self._dtype]
+        d = there[0][1].shape[1]
+        self._width = d * self._dtype.itemsize
         self._bytes = between([view for _, view in alike])
         self._low = self._bytes.ctypes.data
         for i, view in alike:
@@ -54,7 +55,7 @@ class Places:
             remainder = plain[0][1].ctypes.data % self._width
             lined = [(i, view) for i, view in plain if view.ctypes.data % self._width == remainder]
             data = between([view for _, view in lined])
-            self._array: FloatArray = data.view(np.float32).reshape(-1, some[0].shape[1])
+            self._array: FloatArray = data.view(np.float32).reshape(-1, d)
             for i, view in lined:
                 self._lined[i] = True
                 self._moved[i] = (view.ctypes.data - data.ctypes.data) // self._width - int(starts[i])

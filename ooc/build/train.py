@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ooc.build.assign import Assigner
 from ooc.build.draw import draw
@@ -179,4 +180,6 @@ def published_template(layout: Layout, metric: Metric, *, rows: int | None = Non
     codec = Codec.load(layout.template_file)
     centroids = np.load(layout.centroids_file, allow_pickle=False)
     sketch = rows is None or rows > _FEW_ROWS
-    return Template(codec=codec, assigner=Assigner(centroids, metric, sketch=sketch))
+    # Two threads of BLAS gain nothing here, and beside other processes they wait for each other.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return Template(codec=codec, assigner=Assigner(centroids, metric, sketch=sketch))

@@ -11,19 +11,22 @@ import contextlib
 import ctypes
 import errno
 import functools
+import math
 import mmap
 import os
 import sys
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ooc.errors import DataError, ResourceError, StoreError
-from ooc.types import BytesArray, IntArray
+from ooc.types import AnyArray, BytesArray, IntArray
 
 __all__ = [
     "PAGE",
@@ -32,6 +35,8 @@ __all__ = [
     "Residency",
     "advise_random",
     "advise_soon",
+    "ask_for_each",
+    "between",
     "drop_cached",
     "drop_file",
     "joined",
@@ -71,6 +76,11 @@ class MappedFile:
     random : bool
         Whether access is by row here and there: stops the kernel from reading around each fault,
         which would multiply the bytes read.
+    rows : (int, int), optional
+        Where rows begin in the file, and the bytes of each. The mapping is then placed so that the address
+        of every row, divided by its bytes, leaves the remainder that it leaves in all files whose rows begin
+        at this byte: rows of several files are evenly spaced in memory, though far apart. Where the platform
+        does not let a mapping be placed it lies anywhere.
 
     Notes
     -----
@@ -78,14 +88,19 @@ class MappedFile:
     truncates while mapped kills the process that touches the lost pages (SIGBUS).
     """
 
-    def __init__(self, path: Path, *, random: bool = False) -> None:
+    def __init__(self, path: Path, *, random: bool = False, rows: tuple[int, int] | None = None) -> None:
         self.path = path
         with path.open("rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             if self.size == 0:
                 raise DataError(f"{path} is empty", kind="file-empty")
-            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.bytes: BytesArray = np.frombuffer(self._map, np.uint8)
+            placed = None if rows is None else _placed(file.fileno(), self.size, *rows)
+            self._map: mmap.mmap | _Placed | None = placed or mmap.mmap(
+                file.fileno(), 0, access=mmap.ACCESS_READ
+            )
+        self.bytes: BytesArray = (
+            np.asarray(self._map) if isinstance(self._map, _Placed) else np.frombuffer(self._map, np.uint8)
+        )
         self._address = self.bytes.ctypes.data
         self.advise_pattern(random=random)
 
@@ -156,6 +171,91 @@ class MappedFile:
                 return  # arrays still look at it; the last one to go unmaps it
 
 
+class _Placed:
+    """A file mapped read-only at an address of one's choice; unmapped when nothing looks at it any more.
+
+    Python's own ``mmap`` takes no address.
+    """
+
+    def __init__(self, fd: int, size: int, first: int, width: int) -> None:
+        # A piece of address space is reserved in which the file has room wherever it must begin.
+        common = math.gcd(PAGE, width)
+        pages = width // common
+        length = size + pages * PAGE
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        reserved = _mmap()(None, length, _PROT_NONE, private, -1, 0)
+        if reserved is None or reserved == _MAP_FAILED:
+            raise OSError(ctypes.get_errno(), "no room in the address space")
+        self._finalizer = weakref.finalize(self, _munmap(), reserved, length)
+        self._finalizer.atexit = False  # other threads may be reading
+        starts = reserved - reserved % PAGE + PAGE * np.arange(1, pages + 1)
+        address = int(starts[(starts + first) % width == first % common][0])
+        if _mmap()(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) != address:
+            raise OSError(ctypes.get_errno(), "the file cannot be mapped")
+        self._address, self._size = address, size
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "shape": (self._size,), "typestr": "|u1", "data": (self._address, True)}
+
+    def madvise(self, advice: int, begin: int = 0, length: int | None = None) -> None:
+        _advise(self._address + begin, self._size - begin if length is None else length, advice)
+
+    def close(self) -> None:
+        """Nothing to do: it goes with the last array that looks at it."""
+
+
+#: The same on Linux and macOS; Python's ``mmap`` does not name them.
+_PROT_NONE, _MAP_FIXED, _MAP_FAILED = 0, 0x10, ctypes.c_void_p(-1).value
+
+
+def _placed(fd: int, size: int, first: int, width: int) -> _Placed | None:
+    """See ``_Placed``; None where that cannot be."""
+    try:
+        return _Placed(fd, size, first, width)
+    except (OSError, AttributeError):
+        return None
+
+
+@functools.cache
+def _mmap() -> Callable[..., int | None]:
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    call.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+    )  # fmt: skip
+    call.restype = ctypes.c_void_p
+    made: Callable[..., int | None] = call
+    return made
+
+
+@functools.cache
+def _munmap() -> Callable[[int, int], int]:
+    call = ctypes.CDLL(None, use_errno=True).munmap
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    made: Callable[[int, int], int] = call
+    return made
+
+
+class _Between:
+    """The memory from the first byte of some arrays to the last one, which it keeps alive."""
+
+    def __init__(self, arrays: Sequence[AnyArray]) -> None:
+        self._arrays = arrays
+        bounds = [np.lib.array_utils.byte_bounds(array) for array in arrays]
+        first, end = min(low for low, _ in bounds), max(high for _, high in bounds)
+        self.__array_interface__ = {
+            "version": 3, "shape": (end - first,), "typestr": "|u1", "data": (first, True),
+        }  # fmt: skip
+
+
+def between(arrays: Sequence[AnyArray]) -> BytesArray:
+    """The memory from the first byte of some arrays to the last one, as bytes; at least one array.
+
+    What lies between the arrays need not be anybody's: it must not be touched. The arrays live as long.
+    """
+    return np.asarray(_Between(tuple(arrays)))
+
+
 def _advise(address: int, length: int, advice: int | None) -> None:
     """Advice on memory that another library mapped; what cannot be advised is left as it is."""
     if advice is None or length <= 0:
@@ -181,6 +281,15 @@ def advise_soon(address: int, begins: IntArray, length: int) -> None:
     """Start reading ``length`` bytes at each of some places in mapped memory; returns at once."""
     if _WILLNEED is not None:
         _ask(address, begins, begins + length)
+
+
+def ask_for_each(addresses: IntArray, length: int) -> int:
+    """Start reading ``length`` bytes at each address, in any order; how many pieces were asked for."""
+    if _WILLNEED is None or not len(addresses):
+        return 0
+    addresses = np.sort(addresses)
+    # From the beginning of its page on, so that rows that share one are asked for together.
+    return _ask(0, *joined(addresses - addresses % PAGE, addresses + length))
 
 
 def _ask(address: int, begins: IntArray, ends: IntArray) -> int:
@@ -316,11 +425,13 @@ class MapPool:
 
     A store may have more files than a process may map (65 530) or hold open (often 1 024, and a
     mapping holds its file open). The pool keeps those used last, fewer where the system gives no
-    more. Safe from several threads.
+    more. Safe from several threads. ``random`` and ``rows`` are those of ``MappedFile``.
     """
 
-    def __init__(self, *, random: bool = False, limit: int | None = None) -> None:
-        self._random = random
+    def __init__(
+        self, *, random: bool = False, limit: int | None = None, rows: tuple[int, int] | None = None
+    ) -> None:
+        self._random, self._rows = random, rows
         self._limit = limit or _most_mappings()
         self._maps: OrderedDict[Path, MappedFile] = OrderedDict()
         self._lock = threading.Lock()
@@ -349,7 +460,7 @@ class MapPool:
     def _open(self, path: Path) -> MappedFile:
         while True:
             try:
-                return MappedFile(path, random=self._random)
+                return MappedFile(path, random=self._random, rows=self._rows)
             except FileNotFoundError:
                 raise StoreError(
                     f"{path} is gone: it was there when the store was opened", kind="store-missing"

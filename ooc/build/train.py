@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ooc.build.assign import Assigner
 from ooc.build.draw import draw
@@ -25,6 +26,9 @@ from ooc.index.layout import Layout
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
 __all__ = ["Template", "load_template", "published_template", "train", "write_template"]
+
+#: So few rows are compared with all centroids: a sketch of these takes as long as comparing 2 000 rows.
+_FEW_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +178,14 @@ def load_template(layout: Layout, plan: Plan) -> Template | None:
     return published_template(layout, plan.metric)
 
 
-def published_template(layout: Layout, metric: Metric) -> Template:
-    """The template of an index, whichever plan it was made for."""
+def published_template(layout: Layout, metric: Metric, *, rows: int | None = None) -> Template:
+    """The template of an index, whichever plan it was made for; to place so many ``rows``, if that is known.
+
+    For few of them comparing all centroids takes less than making a sketch of these.
+    """
     codec = Codec.load(layout.template_file)
     centroids = np.load(layout.centroids_file, allow_pickle=False)
-    return Template(codec=codec, assigner=Assigner(centroids, metric))
+    sketch = rows is None or rows > _FEW_ROWS
+    # Two threads of BLAS gain nothing here, and beside other processes they wait for each other.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return Template(codec=codec, assigner=Assigner(centroids, metric, sketch=sketch))

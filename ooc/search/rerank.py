@@ -2,7 +2,7 @@
 
 Rows of all queries are gone through once, in the order in which they lie, a wave at a time: the next
 wave is asked of the disk before this one is compared, so the disk has many reads to do at any moment
-and memory holds two waves. Where the rows lie as float32 in one mapped file they are compared in their
+and memory holds two waves. Where the rows lie as float32 in mapped files they are compared in their
 place; otherwise a wave is gathered first. A distance is always computed from the difference (l2) or the
 product (ip, cosine) of the two vectors in float32.
 """
@@ -70,7 +70,6 @@ def distances(
     np.not_equal(row[1:], row[:-1], out=new[1:])
     begins = np.flatnonzero(new)  # of the pairs of each row, the first
     unique, ends = row[begins], np.append(begins[1:], len(row))
-    array = store.as_array()
     most = max(1, budget.wave_bytes // (4 * store.d))
     drops = budget.keep_bytes is not None and len(unique) * store.row_bytes > budget.keep_bytes
     trace.add(rows=len(unique), row_bytes=len(unique) * store.row_bytes)
@@ -84,11 +83,14 @@ def distances(
         advised = asked > first
         rows = unique[first : first + (most if advised else min(most, _UNASKED))]
         some = slice(int(begins[first]), int(ends[first + len(rows) - 1]))
-        if array is not None:
-            y, iy, each = array, row[some], rows
+        in_place = store.in_place(rows)
+        if in_place is not None:
+            y, each = in_place
         else:
-            y = as_float32(store.gather(rows) if advised else store.take(rows))
-            iy, each = np.cumsum(new[some]) - 1, np.arange(len(rows))
+            y = as_float32(store.gather(rows))
+            each = np.arange(len(rows))
+        # Of one query every row is another one.
+        iy = each if len(rows) == some.stop - some.start else each[np.cumsum(new[some]) - 1]
         found = pairs(xq, query[some], y, iy, metric)
         if metric == "cosine":
             squares = pairs(y, each, y, each, metric)

@@ -112,20 +112,31 @@ class Source:
             return self._original
 
     def _joined(self, *, original: bool) -> Store:
-        """All parts as one store; of one part its own store, which rows may be compared in."""
-        spans = [self._span(part, original=original) for part in self._parts]
+        """All parts as one store; the store itself, where all of them are of one."""
+        spans: list[Span] = []
+        before: Part | None = None
+        for part in self._parts:
+            origin = part.origin if self._reads_origin(part, original=original) else None
+            if origin is None:
+                spans.append(Span(open=partial(self._open_own, part), first=0, rows=part.rows))
+            elif before is not None and _goes_on(before, part):
+                # One store that grew: it is what all of its parts are of if it is what the last one is of.
+                first, rows = spans[-1].first, spans[-1].rows + part.rows
+                spans[-1] = Span(open=partial(self._open_origin, part), first=first, rows=rows)
+            else:
+                spans.append(Span(open=partial(self._open_origin, part), first=origin.first, rows=part.rows))
+            before = None if origin is None else part
         if len(spans) == 1 and not spans[0].first:
             return spans[0].open()
         mapped = all(part.own is not None or part.origin.mapped for part in self._parts)
         return SpannedStore(spans, self._d, mapped=mapped)
 
-    def _span(self, part: Part, *, original: bool) -> Span:
+    def _reads_origin(self, part: Part, *, original: bool) -> bool:
+        """Whether the rows of a part are read from its store, not from the index's own copy."""
         pointed = self._given and part is self._parts[0]
         # What came beside the first store as an array is nowhere but here.
         named = bool(part.origin.uri) or len(self._parts) == 1
-        if part.own is None or (original and named) or pointed:
-            return Span(open=partial(self._open_origin, part), first=part.origin.first, rows=part.rows)
-        return Span(open=partial(self._open_own, part), first=0, rows=part.rows)
+        return part.own is None or (original and named) or pointed
 
     def _open_own(self, part: Part) -> Store:
         store = open_vectors(self._layout.segment(str(part.own)))
@@ -170,6 +181,12 @@ class Source:
         for store in opened:
             if isinstance(store, Store):
                 store.close()
+
+
+def _goes_on(before: Part, part: Part) -> bool:
+    """Whether a part is of the same store as the one before, and of the rows that follow there."""
+    one, other = before.origin, part.origin
+    return bool(one.uri) and one.uri == other.uri and other.first == one.first + before.rows
 
 
 def _checked(store: Store, origin: Origin, d: int, name: str) -> Store:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ooc.stores.base import Block, Store, check_dtype, check_rows, check_shape
-from ooc.types import AnyArray, FloatArray, IntArray
+from ooc.types import AnyArray, IntArray
 
 __all__ = ["ArrayStore"]
 
@@ -40,11 +40,11 @@ class ArrayStore(Store):
         """The rows with the given numbers, as a copy."""
         return np.ascontiguousarray(self._array[check_rows(rows, self.n)], dtype=self.dtype)
 
-    def as_array(self) -> FloatArray | None:
-        """The array itself, where it is of float32 without gaps."""
-        flags = self._array.flags
-        plain = self._array.dtype == np.float32 and self._array.dtype.isnative
-        return self._array if plain and flags.c_contiguous and flags.aligned else None
+    def view(self) -> AnyArray | None:
+        """The array itself, where its rows are evenly spaced."""
+        array = self._array
+        adjacent = array.strides[1] == array.itemsize and array.strides[0] >= 0
+        return array if array.dtype.isnative and adjacent else None
 
     def close(self) -> None:
         """Nothing to give up: the array is its owner's."""

@@ -32,6 +32,7 @@ __all__ = [
     "check_rows",
     "check_shape",
     "even_starts",
+    "is_plain",
 ]
 
 #: The dtypes a store may have, by name; bfloat16 needs the package ``ml_dtypes``.
@@ -139,12 +140,32 @@ class Store(ABC):
         """As ``take``, for rows that were asked for with ``will_take`` before."""
         return self.take(rows)
 
-    def as_array(self) -> FloatArray | None:
-        """All rows as one C-contiguous ``(n, d)`` float32 array where they lie so; None where they do not.
+    def view(self) -> AnyArray | None:
+        """All rows as one ``(n, d)`` array in the store's dtype, where they lie so; None where they do not.
 
-        A view: nothing is read.
+        A view: nothing is read. Rows are evenly spaced, in memory or in one mapped file; numbers within a
+        row are adjacent. It need not be aligned.
         """
         return None
+
+    def in_place(self, rows: IntArray) -> tuple[FloatArray, IntArray] | None:
+        """An array, and which of its rows the given ones are; None where they are not in memory as float32.
+
+        Parameters
+        ----------
+        rows : (m,) int64
+            Numbers of rows, all within the store: nothing is checked.
+
+        Returns
+        -------
+        array : (..., d) float32
+            C-contiguous, aligned. Nothing is read, and no other rows of it may be touched.
+        places : (m,) int64
+        """
+        array = self.view()
+        if array is None or not is_plain(array):
+            return None
+        return array, rows
 
     def forget(self, start: int, stop: int) -> None:  # noqa: B027 - advice, by default none
         """Let the memory and the page cache let go of rows ``start`` to ``stop``."""
@@ -266,6 +287,11 @@ class Store(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.describe()}>"
+
+
+def is_plain(array: AnyArray) -> bool:
+    """Whether an array is what compiled code takes: float32, C-contiguous, aligned."""
+    return array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
 
 
 def as_float32(rows: AnyArray) -> FloatArray:

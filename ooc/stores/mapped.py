@@ -18,11 +18,11 @@ from typing import Protocol
 import numpy as np
 
 from ooc.errors import StoreError
-from ooc.mapping import MappedFile, MapPool
+from ooc.mapping import PAGE, MappedFile, MapPool
 from ooc.stores.base import Store, check_dtype, check_rows, even_starts
-from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
+from ooc.types import AnyArray, BytesArray, IntArray
 
-__all__ = ["MappedStore", "Tiles", "one_tile"]
+__all__ = ["MappedStore", "Tiles", "gather_bytes", "one_tile"]
 
 
 class Files(Protocol):
@@ -184,7 +184,7 @@ class MappedStore(Store):
             return np.empty((0, self.d), self.dtype)
         pieces = list(self._pieces(rows))
         if len(pieces) == 1 and pieces[0].at is None and pieces[0].file >= 0:
-            gathered = _gather(self._map(pieces[0].file).bytes, pieces[0].offsets, self.row_bytes)
+            gathered = gather_bytes(self._map(pieces[0].file).bytes, pieces[0].offsets, self.row_bytes)
             return self._swap(gathered.view(self.dtype).reshape(len(rows), self.d))
         out = np.empty((len(rows), self.d), self.dtype)
         for piece in pieces:
@@ -195,18 +195,31 @@ class MappedStore(Store):
             if piece.file < 0:
                 out[at, cols] = self._fill()
                 continue
-            gathered = _gather(self._map(piece.file).bytes, piece.offsets, width)
+            gathered = gather_bytes(self._map(piece.file).bytes, piece.offsets, width)
             out[at, cols] = gathered.view(self.dtype).reshape(len(piece.offsets), -1)
         return self._swap(out)
 
-    def as_array(self) -> FloatArray | None:
-        """All rows as one float32 view, where one tile holds them without gaps, aligned."""
+    def view(self) -> AnyArray | None:
+        """All rows as one view, where one tile holds them."""
+        return self._tile(0, 0, 0, self.n) if self._is_one_tile else None
+
+    def line_up(self) -> None:
+        """Map the file so that rows are where those of others like it could be: see ``MappedFile``.
+
+        Does nothing where that is so anyway, and for rows that are not compared in their place.
+        """
+        plain = self.dtype == np.float32 and self._tiles.stride == self.row_bytes
+        if self._is_one_tile and self._owns_pool and plain and PAGE % self.row_bytes:
+            rows = int(self._tiles.offset[0, 0]), self.row_bytes
+            # What was mapped before is not closed: it goes with its last user.
+            self._pool = MapPool(random=True, rows=rows)
+
+    @property
+    def _is_one_tile(self) -> bool:
+        """Whether the rows are evenly spaced in one file, in the byte order of this machine."""
         tiles = self._tiles
         one = tiles.file.shape == (1, 1) and tiles.rows >= self.n and tiles.file[0, 0] >= 0
-        if not one or self._swapped or self.dtype != np.float32 or tiles.stride != self.row_bytes:
-            return None
-        view = self._tile(0, 0, 0, self.n)
-        return view if view.flags.aligned and view.flags.c_contiguous else None
+        return bool(one) and not self._swapped
 
     def will_need(self, start: int, stop: int) -> None:
         """Start reading rows ``start`` to ``stop``; returns at once."""
@@ -300,7 +313,7 @@ def _path(file: str) -> Path:
     return Path(file)
 
 
-def _gather(data: BytesArray, offsets: IntArray, width: int) -> BytesArray:
+def gather_bytes(data: BytesArray, offsets: IntArray, width: int) -> BytesArray:
     """``width`` bytes at each of ``offsets``, as ``(m * width,)``, with no loop and no second copy."""
     items = np.ndarray((len(data) - width + 1,), np.dtype((np.void, width)), data.data, 0, (1,))
     return items[offsets].view(np.uint8)

@@ -1,4 +1,7 @@
-"""Spans of several stores read as one, whatever their dtypes: as float32."""
+"""Spans of several stores read as one, whatever their dtypes: as float32.
+
+Where they are mapped they are as quick as one: rows are found by their addresses (``ooc.stores.places``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import numpy as np
 
 from ooc.errors import StoreError
 from ooc.stores.base import Store, as_float32, check_rows
+from ooc.stores.mapped import MappedStore
+from ooc.stores.places import Places
 from ooc.types import AnyArray, FloatArray, IntArray
 
 __all__ = ["Span", "SpannedStore"]
@@ -47,6 +52,10 @@ class SpannedStore(Store):
         self._spans, self._lock = spans, threading.Lock()
         self._stores: list[Store | None] = [None] * len(spans)
         self._starts: IntArray = np.cumsum([0, *(span.rows for span in spans)])
+        #: Of the spans that were opened, those rows that lie in memory; and which spans were.
+        self._views: list[AnyArray | None] = [None] * len(spans)
+        self._opened = np.zeros(len(spans), bool)
+        self._places = Places(self._starts, self._views)
         self._closed = False
         self.uri, self.format, self.n, self.d = "", "spans", int(self._starts[-1]), d
         self.dtype, self.mapped = np.dtype(np.float32), mapped
@@ -59,9 +68,16 @@ class SpannedStore(Store):
         with self._lock:
             if self._closed:
                 raise StoreError("the rows were closed", kind="store-closed", hint="Open the index again.")
-            if self._stores[i] is None:
-                self._stores[i] = self._spans[i].open()
-            return self._stores[i]  # type: ignore[return-value]
+            store = self._stores[i]
+            if store is None:
+                store = self._stores[i] = self._spans[i].open()
+                if isinstance(store, MappedStore):
+                    store.line_up()
+                view, first = store.view(), self._spans[i].first
+                self._views[i] = None if view is None else view[first : first + self._spans[i].rows]
+                self._places = Places(self._starts, self._views)
+                self._opened[i] = True
+            return store
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows ``start`` to ``stop`` as float32."""
@@ -76,17 +92,29 @@ class SpannedStore(Store):
         self.will_take(rows)
         return self.gather(rows)
 
+    def in_place(self, rows: IntArray) -> tuple[FloatArray, IntArray] | None:
+        """An array and which of its rows these are, where they lie in mapped files as float32."""
+        spans, places = self._found(rows)
+        return places.in_place(spans, rows)
+
     def gather(self, rows: IntArray) -> FloatArray:
         """As ``take``, for rows that were asked for with ``will_take`` before."""
         rows = check_rows(rows, self.n)
+        spans, places = self._found(rows)
+        if places.knows(spans):
+            return as_float32(places.gather(spans, rows))
         out = np.empty((len(rows), self.d), np.float32)
-        for i, at, inside in self._split(rows):
+        for i, at, inside in self._split(spans, rows):
             out[at] = self._store(i).gather(inside)
         return out
 
     def will_take(self, rows: IntArray) -> int:
         """Start bringing in the rows with the given numbers; returns at once how many reads that is."""
-        return sum(self._store(i).will_take(inside) for i, _, inside in self._split(check_rows(rows, self.n)))
+        rows = check_rows(rows, self.n)
+        spans, places = self._found(rows)
+        if places.knows(spans):
+            return places.will_take(spans, rows)
+        return sum(self._store(i).will_take(inside) for i, _, inside in self._split(spans, rows))
 
     def will_need(self, start: int, stop: int) -> None:
         """Start bringing in rows ``start`` to ``stop``; returns at once."""
@@ -103,15 +131,25 @@ class SpannedStore(Store):
         with self._lock:
             self._closed, stores = True, self._stores
             self._stores = [None] * len(self._spans)
+            self._views = [None] * len(self._spans)
+            self._places, self._opened = Places(self._starts, self._views), np.zeros(len(self._spans), bool)
         for store in stores:
             if store is not None:
                 store.close()
 
-    def _split(self, rows: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
-        """Which spans hold the rows, where in ``rows`` each one's stand, and their numbers in its store."""
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        for i in np.unique(which).tolist():
-            at = np.flatnonzero(which == i)
+    def _found(self, rows: IntArray) -> tuple[IntArray, Places]:
+        """Which spans hold the rows, all of them opened, and where those are that lie in memory."""
+        spans: IntArray = np.searchsorted(self._starts, rows, side="right") - 1
+        opened = self._opened[spans]
+        if not opened.all():
+            for i in np.unique(spans[~opened]).tolist():
+                self._store(i)
+        return spans, self._places
+
+    def _split(self, spans: IntArray, rows: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
+        """Each of the spans, where in ``rows`` its rows stand, and their numbers in its store."""
+        for i in np.unique(spans).tolist():
+            at = np.flatnonzero(spans == i)
             yield i, at, rows[at] - self._starts[i] + self._spans[i].first
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

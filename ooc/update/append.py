@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from typing import Any
 
@@ -152,13 +153,16 @@ def _known_rows(before: Live, store: Store) -> int:
         Rows of a store of that name were indexed, and it holds other rows now.
     """
     known, changed = 0, None
-    for part in before.generation.parts:
+    fingerprint, same = functools.cache(store.fingerprint), set()
+    for part in sorted(before.generation.parts, key=lambda part: part.origin.n, reverse=True):
         origin = part.origin
         if not store.uri or not origin.uri or (origin.uri != store.uri and origin.n > store.n):
             continue
-        same = origin.n <= store.n and store.fingerprint(origin.n) == origin.fingerprint
-        if same:
+        if origin.uri in same:  # it was seen to hold more rows than these
+            continue
+        if origin.n <= store.n and fingerprint(origin.n) == origin.fingerprint:
             known = max(known, origin.n)
+            same.add(origin.uri)
         elif origin.uri == store.uri and part.own is None:
             changed = origin
     if changed is not None:
@@ -199,7 +203,7 @@ class _Run(Work):
                 made = Next(before)
                 first_row, next_id = made.row_end, made.id_end
                 first_id: int | None = next_id
-                template = published_template(layout, plan.metric)
+                template = published_template(layout, plan.metric, rows=plan.n)
                 watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
                 if options.keys is not None:
                     keep_keys(open_keys(options.keys), plan, there.build, stop=self._stop)

@@ -69,6 +69,51 @@ def test_a_store_that_grew_is_appended_from_where_it_ended(
     assert (again["added"], again["generation"]) == (0, 2)
 
 
+def test_a_store_that_grew_many_times_is_read_as_one(
+    built: tuple[Path, Model], rows: FloatArray, queries: FloatArray, tmp_path: Path
+) -> None:
+    path, model = built
+    for end in range(N + 100, N + 501, 100):
+        np.save(tmp_path / "new.npy", rows[:end])
+        os.replace(tmp_path / "new.npy", tmp_path / "base.npy")
+        assert ooc.append(path, tmp_path / "base.npy")["added"] == 100
+    model.append(rows[N : N + 500])
+    with ooc.open_index(path) as index:
+        assert index._view().source.rows().format == "npy"  # the store itself
+        model.check(index, queries)
+    ooc.append(path, rows[N + 500 : N + 600])
+    np.save(tmp_path / "new.npy", rows[: N + 600])
+    os.replace(tmp_path / "new.npy", tmp_path / "base.npy")
+    model.append(rows[N + 500 : N + 600])
+    assert ooc.append(path, tmp_path / "base.npy")["added"] == 100
+    model.append(rows[N + 500 : N + 600])
+    model.check_at(path, queries)
+    # What its earlier rows are is seen by the last ones.
+    np.save(tmp_path / "new.npy", rows[: N + 600][::-1])
+    os.replace(tmp_path / "new.npy", tmp_path / "base.npy")
+    with ooc.open_index(path) as index, pytest.raises(ooc.ConflictError, match="does not fit"):
+        index.search(queries)
+
+
+def test_few_rows_are_placed_as_many_are(tmp_path: Path) -> None:
+    x = embeddings(6000, 512, seed=5)
+    np.save(tmp_path / "x.npy", x[:4000])
+    ooc.build(
+        tmp_path / "x.npy", tmp_path / "i.ooc", metric="l2", factory="HR,IVF1024,RaBitQ", copy_vectors="never"
+    )
+    model = Model(x[:4000], "l2")
+    for begin, end in ((4000, 4001), (4001, 4400), (4400, 6000)):  # with a sketch of centroids the last
+        ooc.append(tmp_path / "i.ooc", x[begin:end])
+    model.append(x[4000:])
+    model.check_at(tmp_path / "i.ooc", x[::600])
+    with ooc.open_index(tmp_path / "i.ooc") as index:
+        found = index.search(x[4000:], 1, nprobe=8, rerank=100)[1][:, 0]
+    own = found == np.arange(4000, 6000)
+    # Of 1024 lists, in those that are looked into first.
+    assert own[:400].mean() > 0.99
+    assert own[400:].mean() > 0.98
+
+
 def test_deleted_rows_are_not_found(built: tuple[Path, Model], rows: FloatArray, queries: FloatArray) -> None:
     path, model = built
     gone = np.unique(np.concatenate([model.search(queries, 4)[1].reshape(-1), np.arange(0, N, 7)]))

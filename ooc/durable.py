@@ -12,12 +12,10 @@ the name, let the page cache go behind a long write.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +24,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from ooc import disk
+from ooc.disk import sync_directory
 from ooc.errors import IndexDirError, ResourceError
 from ooc.mapping import drop_cached
 from ooc.types import AnyArray
@@ -41,12 +41,15 @@ __all__ = [
     "make_directory",
     "npy_head",
     "partial_name",
-    "preallocate",
     "read_json",
+    "remove_file",
     "remove_files",
     "remove_tree",
     "rename",
+    "replace",
+    "settle_replaced",
     "sync_directory",
+    "sync_file",
     "sync_tree",
     "translated",
     "write_array",
@@ -81,19 +84,7 @@ def translated(path: Path, doing: str) -> Iterator[None]:
         error = _system_error(caught)
         if error is None:
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"the disk is full: {doing} {path} failed",
-                kind="disk-full",
-                hint="Free some space and run the same command again.",
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise ResourceError(
-                f"{doing} {path} is not allowed: {error.strerror}",
-                kind="not-writable",
-                hint="Name a directory that this user may write to.",
-            ) from error
-        raise ResourceError(f"{doing} {path} failed: {error}", kind="io") from error
+        raise ResourceError.of_system(error, f"{doing} {path}") from error
 
 
 def _system_error(error: OSError | RuntimeError) -> OSError | None:
@@ -157,12 +148,10 @@ class DurableFile:
         self._flushed = 0
         self._partial: Path | None = partial_name(path)
         with translated(path, "creating"):
-            self._fd = os.open(
-                self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644
-            )
+            self._fd = disk.open_file(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             if size:
                 try:
-                    preallocate(self._fd, size)
+                    disk.allocate(self._fd, self._partial, size)
                 except BaseException:
                     self.abandon()
                     raise
@@ -172,15 +161,13 @@ class DurableFile:
         view = as_bytes(data)
         self._hash.update(view)
         with translated(self.path, "writing"):
-            rest = view
-            while len(rest):
-                rest = rest[os.write(self._fd, rest) :]
+            disk.write(self._fd, partial_name(self.path), view)
             self.written += len(view)
             if self.written - self._flushed >= _FLUSH_BYTES:
                 self._flush()
 
     def _flush(self) -> None:
-        getattr(os, "fdatasync", os.fsync)(self._fd)
+        disk.sync(self._fd, partial_name(self.path), data_only=True)
         drop_cached(self._fd, self._flushed, self.written - self._flushed)
         self._flushed = self.written
 
@@ -194,11 +181,11 @@ class DurableFile:
             raise ValueError(f"{self.path} was published or abandoned before")
         try:
             with translated(self.path, "publishing"):
-                os.ftruncate(self._fd, self.written)
-                os.fsync(self._fd)
+                disk.truncate(self._fd, self._partial, self.written)
+                disk.sync(self._fd, self._partial)
                 drop_cached(self._fd)
                 self._close()
-                os.replace(self._partial, self.path)
+                disk.rename(self._partial, self.path)
                 self._partial = None
                 sync_directory(self.path.parent)
         finally:
@@ -209,7 +196,8 @@ class DurableFile:
         self._close()
         partial, self._partial = self._partial, None
         if partial is not None:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next run writes over it
+                disk.remove(partial)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -226,18 +214,6 @@ class DurableFile:
             self.commit()
         else:
             self.abandon()
-
-
-def preallocate(fd: int, size: int) -> None:
-    """Take the space of a file up front, where the file system can."""
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except AttributeError:
-        os.ftruncate(fd, size)
-    except OSError as error:
-        # A file system that cannot preallocate: the space is then taken as it is written.
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -276,7 +252,7 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
         When the file is missing, unreadable, or not a JSON object; ``what`` names it for the reader.
     """
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(disk.read_bytes(path))
     except FileNotFoundError:
         raise IndexDirError(f"{what} is missing: {path}", kind="index-missing") from None
     except OSError as error:
@@ -297,23 +273,8 @@ def make_directory(path: Path) -> None:
     with translated(path, "creating"):
         missing = [p for p in (path, *path.parents) if not p.exists()]
         for directory in reversed(missing):
-            directory.mkdir(exist_ok=True)
+            disk.make_directory(directory)
             sync_directory(directory.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable. A platform that cannot is left as it is."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):
-            raise
-    finally:
-        os.close(fd)
 
 
 def sync_tree(path: Path) -> None:
@@ -321,29 +282,80 @@ def sync_tree(path: Path) -> None:
     with translated(path, "writing"):
         for directory, _, names in os.walk(path, topdown=False):
             for name in names:
-                fd = os.open(Path(directory, name), os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                sync_file(Path(directory, name))
             sync_directory(Path(directory))
+
+
+def sync_file(path: Path) -> None:
+    """Make durable what another library wrote into a file."""
+    fd = disk.open_file(path, os.O_RDONLY)
+    try:
+        disk.sync(fd, path)
+    finally:
+        os.close(fd)
 
 
 def rename(source: Path, target: Path) -> None:
     """Publish a finished file or directory under another name on the same file system."""
     with translated(target, "publishing"):
-        os.replace(source, target)
+        disk.rename(source, target)
         sync_directory(target.parent)
         if source.parent != target.parent:
             sync_directory(source.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Publish a finished file or directory in place of whatever has its name, file or directory.
+
+    No directory takes the place of another in one step: that one is moved out of the way first. A process
+    that is killed leaves it whole, or the new one, or for a moment neither under that name, which
+    ``settle_replaced`` sets right.
+    """
+    aside = _aside(target)
+    settle_replaced(target)
+    if os.path.lexists(target) and (source.is_dir() or (target.is_dir() and not target.is_symlink())):
+        rename(target, aside)
+    rename(source, target)
+    settle_replaced(target)
+
+
+def settle_replaced(target: Path) -> None:
+    """Remove what ``replace`` moved out of the way, or put it back where nothing took its place."""
+    aside = _aside(target)
+    if not os.path.lexists(aside):
+        return
+    if not os.path.lexists(target):
+        rename(aside, target)
+    elif aside.is_dir() and not aside.is_symlink():
+        remove_tree(aside)
+    else:
+        remove_file(aside)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
 
 
 def remove_tree(path: Path) -> None:
     """Remove a directory and all in it; one that is not there is fine."""
     with translated(path, "removing"):
         if path.exists():
-            shutil.rmtree(path)
+            _remove_below(path)
             sync_directory(path.parent)
+
+
+def _remove_below(path: Path) -> None:
+    with os.scandir(path) as entries:
+        found = sorted((entry.is_dir(follow_symlinks=False), entry.name) for entry in entries)
+    for is_directory, name in found:
+        with contextlib.suppress(FileNotFoundError):
+            _remove_below(path / name) if is_directory else disk.remove(path / name)
+    disk.remove_directory(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file and make that durable; one that is not there is fine."""
+    remove_files([path])
 
 
 def remove_files(paths: Iterable[Path]) -> int:
@@ -352,11 +364,12 @@ def remove_files(paths: Iterable[Path]) -> int:
     for path in list(paths):
         with translated(path, "removing"), contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
-            path.unlink()
+            disk.remove(path)
             freed += size
             directories.add(path.parent)
     for directory in directories:
-        sync_directory(directory)
+        with translated(directory, "removing files in"):
+            sync_directory(directory)
     return freed
 
 
@@ -364,7 +377,7 @@ def block_checksums(path: Path) -> list[str]:
     """XXH3-128 of each ``CHECK_BYTES`` of a file, as ``DurableFile.checksums`` gave them."""
     digest = BlockHash()
     with translated(path, "reading"), path.open("rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := disk.step("read", path, file.read, 1 << 20):
             digest.update(memoryview(piece))
     return digest.digests()
 
@@ -388,30 +401,28 @@ class RowsFile:
         self.path = path
         self._begin = len(header)
         with translated(path, "creating"):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = disk.open_file(path, os.O_RDWR | os.O_CREAT)
             try:
                 # Where the C library makes up for a file system that cannot preallocate, it writes
                 # into the file: that must not happen while another process writes rows there.
                 if os.fstat(self._fd).st_size != self._begin + size:
-                    preallocate(self._fd, self._begin + size)
-                os.pwrite(self._fd, header, 0)
-            except OSError:
+                    disk.allocate(self._fd, path, self._begin + size)
+                disk.write(self._fd, path, memoryview(header), 0)
+                # What is recorded of its rows counts on the file being there.
+                sync_directory(path.parent)
+            except BaseException:
                 self.close()
                 raise
 
     def write(self, offset: int, data: AnyArray) -> None:
         """Write a C-contiguous array ``offset`` bytes after the header."""
-        rest = as_bytes(data)
-        at = self._begin + offset
         with translated(self.path, "writing"):
-            while len(rest):
-                wrote = os.pwrite(self._fd, rest, at)
-                at, rest = at + wrote, rest[wrote:]
+            disk.write(self._fd, self.path, as_bytes(data), self._begin + offset)
 
     def flush(self, *, keep: bool = False) -> None:
         """Make all that was written durable; ``keep`` it in the page cache where it is read again soon."""
         with translated(self.path, "writing"):
-            os.fsync(self._fd)
+            disk.sync(self._fd, self.path)
             if not keep:
                 drop_cached(self._fd)
 

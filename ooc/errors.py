@@ -18,6 +18,9 @@ that ``ooc`` did not foresee.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -119,6 +122,42 @@ class ResourceError(OocError):
     """The system refused: the disk is full, a read failed, the platform lacks something."""
 
     exit_code = 9
+
+    @classmethod
+    def of_system(cls, error: OSError, doing: str) -> ResourceError:
+        """What the system's refusal means for who was ``doing`` something."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ResourceError(
+                f"the disk is full: {doing} failed",
+                kind="disk-full",
+                hint="Free some space and run the same command again.",
+            )
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return ResourceError(
+                f"{doing} is not allowed: {error.strerror}",
+                kind="not-writable",
+                hint="Name a directory that this user may write to.",
+            )
+        return ResourceError(f"{doing} failed: {error}", kind="io")
+
+    @classmethod
+    @contextlib.contextmanager
+    def if_refused(cls, doing: str) -> Iterator[None]:
+        """Raise one where the system refuses memory, or anything else, to a block or a decorated function."""
+        try:
+            yield
+        except MemoryError as error:
+            why = f": {error}" if str(error) else ""
+            raise ResourceError(
+                f"the system refused memory while {doing}{why}",
+                kind="memory-refused",
+                hint="Give a smaller memory budget or fewer threads, or raise the limit of this process "
+                "(`ulimit -v`, the container's), and run the same command again.",
+            ) from error
+        except BrokenPipeError:
+            raise  # of whoever reads what is told
+        except OSError as error:
+            raise cls.of_system(error, doing) from error
 
 
 class Stopped(OocError):  # noqa: N818 - not a failure: the caller asked for it

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +52,37 @@ def tree(index: Path) -> dict[str, str]:
         for path in sorted(index.rglob("*"))
         if path.is_file() and path.name != "lock" and not path.name.endswith(".report.json")
     }
+
+
+#: What a process runs before the code that it shall not come to the end of.
+_DYING = """
+import os, signal
+import numpy as np
+import ooc
+
+def die(*args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at(call, place, ending):
+    real = getattr(os, call)
+    def dying(*args, **options):
+        if os.fspath(args[place]).endswith(ending):
+            die()
+        return real(*args, **options)
+    setattr(os, call, dying)
+"""
+
+
+def killed(code: str, *, at: tuple[str, int, str] | None = None) -> None:
+    """Run ``code`` in a process that ends by SIGKILL: by itself (``die``), or at a call of the system.
+
+    Parameters
+    ----------
+    code : str
+        ``ooc`` and ``np`` are imported.
+    at : tuple, optional
+        A function of ``os``, which of its arguments is looked at, and how that ends where the process dies.
+    """
+    lines = [_DYING, f"die_at(*{at!r})" if at else "", code]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ooc import disk
 from ooc.build.choose import Compared
 from ooc.build.glance import Glance
 from ooc.build.plan import Options, Plan, plan_store
 from ooc.build.shards import Numbered, format_numbers
-from ooc.durable import make_directory, read_json, remove_tree, sync_directory, write_json
+from ooc.durable import make_directory, read_json, remove_file, remove_tree, sync_directory, write_json
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.events import Note, Observer
 from ooc.index.layout import BuildLayout, Layout
@@ -26,6 +27,7 @@ __all__ = [
     "begin",
     "begun",
     "forget",
+    "left_over",
     "need_begun",
     "plan_again",
     "plan_as_begun",
@@ -36,10 +38,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A build that is not published yet: its plan as it was recorded, and its paths."""
+    """A build that is not published yet: its plan as it was recorded, and its paths.
+
+    ``after`` is the generation that was live when it began, of rows that come to an index.
+    """
 
     plan: Plan
     build: BuildLayout
+    after: int | None = None
 
 
 def begun(layout: Layout) -> Begun | None:
@@ -59,11 +65,11 @@ def begun(layout: Layout) -> Begun | None:
                 kind="scratch-missing",
                 hint=f"Mount that disk, or remove {layout.builds} to fill them anew.",
             )
-        return Begun(Plan.from_record(record), BuildLayout(path.parent, scratch))
+        return Begun(Plan.from_record(record), BuildLayout(path.parent, scratch), record.get("after"))
     return None
 
 
-def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> Begun:
+def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None, *, after: int | None = None) -> Begun:
     """Record the plan of a build, or go on with the one that is there.
 
     Raises
@@ -85,7 +91,8 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> Begun:
             # The one setting that may change: processes that fill take it from the record.
             record = {**read_json(there.build.plan, what="the plan"), "on_bad": plan.on_bad}
             write_json(there.build.plan, record)
-            there = Begun(dataclasses.replace(there.plan, on_bad=plan.on_bad), there.build)
+            changed = dataclasses.replace(there.plan, on_bad=plan.on_bad)
+            there = Begun(changed, there.build, there.after)
         return there
     # A name of its own: several builds may share a scratch disk.
     place = None if wanted is None else wanted / f"{layout.root.name}-{secrets.token_hex(6)}"
@@ -93,22 +100,41 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None) -> Begun:
     if place is not None:
         make_directory(place)
     make_directory(build.root)
-    write_json(build.plan, {**plan.to_record(), "scratch": str(place or "")})
-    return Begun(plan, build)
+    write_json(build.plan, {**plan.to_record(), "scratch": str(place or ""), "after": after})
+    return Begun(plan, build, after)
 
 
 def forget(layout: Layout) -> None:
-    """Remove all that a build keeps until it is published."""
+    """Remove all that a build keeps until it is published; its plan last, by which the rest is known."""
     for path in layout.builds.glob("*/plan.json"):
         scratch = read_json(path, what="the plan of the unfinished build").get("scratch")
         if scratch:
             place = BuildLayout(path.parent, Path(scratch))
             remove_tree(place.shards)  # what is ours, and nothing else
-            place.sample.unlink(missing_ok=True)
+            remove_file(place.sample)
             with contextlib.suppress(OSError):
-                Path(scratch).rmdir()
+                disk.remove_directory(Path(scratch))
                 sync_directory(Path(scratch).parent)
+        for beside in path.parent.iterdir():
+            if beside != path:
+                remove_tree(beside) if beside.is_dir() else remove_file(beside)
+        remove_file(path)
     remove_tree(layout.builds)
+
+
+def left_over(layout: Layout) -> Begun | None:
+    """The unfinished change of an index that some build published; what is left of that build is removed.
+
+    The caller holds the lock.
+    """
+    try:
+        there = begun(layout)
+    except ResourceError:  # the build was clearing up, and its scratch went first
+        there = None
+    if there is None or there.after is None:
+        forget(layout)
+        return None
+    return there
 
 
 def published(layout: Layout) -> dict[str, Any] | None:

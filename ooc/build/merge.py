@@ -20,7 +20,15 @@ from ooc.build.fill import Shard
 from ooc.build.fit import assignment_error
 from ooc.build.plan import Plan
 from ooc.build.sizes import COPY_BYTES
-from ooc.durable import DurableFile, make_directory, read_json, write_array, write_bytes, write_json
+from ooc.durable import (
+    DurableFile,
+    make_directory,
+    read_json,
+    remove_file,
+    write_array,
+    write_bytes,
+    write_json,
+)
 from ooc.engine import Codec
 from ooc.errors import IndexDirError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
@@ -141,7 +149,7 @@ def _merge_lists(
             try:
                 reader.finish()
             except IndexDirError as error:
-                reader.path.with_suffix(".json").unlink()
+                remove_file(reader.path.with_suffix(".json"))
                 error.hint = "Run the build again: it fills this shard anew."
                 raise
         checksums = {segment.lists.name: file.checksums()}

@@ -24,6 +24,7 @@ from ooc.build.begun import (
     begin,
     begun,
     forget,
+    left_over,
     need_begun,
     plan_again,
     plan_as_begun,
@@ -50,8 +51,8 @@ from ooc.build.train import train as train_template
 from ooc.build.witness import Witnesses, neighbours_found
 from ooc.build.work import Work
 from ooc.build.workers import workers
-from ooc.durable import read_json, remove_tree, write_json
-from ooc.errors import ConflictError, IndexDirError, OocError, Stopped
+from ooc.durable import read_json, remove_file, remove_tree, write_json
+from ooc.errors import ConflictError, IndexDirError, OocError, ResourceError, Stopped
 from ooc.events import Note, Observer
 from ooc.index.layout import Header, Layout, SegmentLayout
 from ooc.index.lock import holder, publisher
@@ -77,6 +78,7 @@ def plan(store: StoreLike, options: Options, *, index: PathOrStr | None = None) 
         return dataclasses.replace(made, forecast=forecast(opened, made, glance, began))
 
 
+@ResourceError.if_refused("building")
 def build(
     store: StoreLike,
     index: PathOrStr,
@@ -105,6 +107,7 @@ def build(
         return run.begin(options, scratch, stages, divided)
 
 
+@ResourceError.if_refused("training")
 def train(
     store: StoreLike,
     index: PathOrStr,
@@ -126,6 +129,7 @@ def train(
         return run.begin(options, scratch, stages)
 
 
+@ResourceError.if_refused("filling")
 def fill(
     store: StoreLike,
     index: PathOrStr,
@@ -149,7 +153,7 @@ def fill(
             with run.at_work(plan, status):
                 run.fill(there, plan, None, shards)
                 figures = run.finish(run.shard_figures(there))
-            status.unlink(missing_ok=True)
+            remove_file(status)
             return figures
         except (OocError, OSError):
             if not there.build.plan.exists() and published(run.layout) is not None:
@@ -157,6 +161,7 @@ def fill(
             raise
 
 
+@ResourceError.if_refused("merging")
 def merge(
     store: StoreLike,
     index: PathOrStr,
@@ -257,9 +262,12 @@ class _Run(Work):
 
     def _clear(self) -> None:
         """Remove what a run left that ended between publishing and clearing up."""
-        if self.layout.builds.exists():
-            with contextlib.suppress(ConflictError), publisher(self.layout.lock):
-                forget(self.layout)
+        layout = self.layout
+        if layout.builds.exists() or layout.publishing.exists():
+            with contextlib.suppress(ConflictError), publisher(layout.lock):
+                left_over(layout)
+                if layout.unpublished() is None:
+                    remove_file(layout.publishing)
 
     def nothing_to_do(self) -> dict[str, Any]:
         """The figures of the index that is there."""
@@ -289,7 +297,7 @@ class _Run(Work):
                 sampled(self._store, plan, build.sample, pool, **watched) as rows,
             ):
                 self._template = train_template(rows, plan, self.layout, pool, **watched)
-        build.sample.unlink(missing_ok=True)
+        remove_file(build.sample)
         if options.queries is not None and not build.witnesses.exists():
             given = planned_queries(options.queries, plan)
             Witnesses.of(given, plan.seed, max(plan.witnesses, len(given))).save(build)

@@ -28,7 +28,7 @@ from ooc.build.plan import Plan
 from ooc.build.rows import prepare
 from ooc.build.sizes import BATCH_BYTES, DECODED_BATCH_BYTES
 from ooc.build.workers import Pool, in_order
-from ooc.durable import RowsFile, partial_name, rename
+from ooc.durable import RowsFile, partial_name, remove_file, rename
 from ooc.errors import DataError, Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.mapping import MappedFile
@@ -196,7 +196,7 @@ class _Drawing:
         self._own.shutdown()
         self._flusher.shutdown()
         self._file.close()
-        self._file.path.unlink(missing_ok=True)
+        remove_file(self._file.path)
 
     def _part(self, part: tuple[int, int]) -> range:
         """Which of the drawn rows a part has."""

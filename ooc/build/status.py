@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ooc import events
+from ooc import disk, events
 from ooc.durable import partial_name
 from ooc.mapping import private_bytes
 
@@ -182,8 +182,8 @@ class StatusWriter:
         }
         partial = partial_name(self._path)
         with contextlib.suppress(OSError):
-            partial.write_text(json.dumps(record))
-            os.replace(partial, self._path)
+            disk.step("write", partial, partial.write_text, json.dumps(record))
+            disk.rename(partial, self._path)
 
     def stopped(self, state: Literal["stopped", "failed"], message: str = "") -> None:
         """Record that the operation ended without its result; ``message`` says why."""

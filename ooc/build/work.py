@@ -18,7 +18,7 @@ from ooc.build.plan import Plan
 from ooc.build.status import StatusWriter
 from ooc.build.watch import MemoryWatch
 from ooc.durable import make_directory
-from ooc.errors import Stopped
+from ooc.errors import ResourceError, Stopped
 from ooc.events import Event, Finished, Observer, StageFinished, StageStarted, Started, broadcast
 from ooc.index.layout import Layout
 from ooc.mapping import release_free_memory
@@ -80,7 +80,7 @@ class Work:
         if "plan" in STAGES[self._operation]:
             self._emit(StageFinished(stage="plan", seconds=time.monotonic() - self._began))
         try:
-            with self._memory:
+            with ResourceError.if_refused(f"working on {self.layout.root} ({self._operation})"), self._memory:
                 yield
         except Stopped as error:
             status.stopped("stopped")

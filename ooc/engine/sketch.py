@@ -57,7 +57,7 @@ class Sketch:
     def __init__(self, index: Any, flat: Any = None) -> None:
         self._index = index  # owns everything below
         # In one call: between several, other threads of Python would come and go.
-        self._both = None if flat is None else faiss.IndexRefine(index, flat)
+        self._both: Any = None if flat is None else faiss.IndexRefine(index, flat)
         # faiss's own products: numpy's BLAS would leave threads spinning, which slows what follows.
         self._turn = faiss.downcast_VectorTransform(index.chain.at(0))
         self._scan = faiss.downcast_index(index.index)
@@ -117,7 +117,7 @@ class Sketch:
         return numbers
 
     def compared(self, x: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
-        """``count`` centroids ``(m, count)`` that look near to rows ``(m, d)``: how near they are, and numbers."""
+        """How near the ``count`` centroids are that look nearest to rows ``(m, d)``, and their numbers."""
         x = vectors(x, self.d)
         found, numbers = np.empty((len(x), count), np.float32), np.empty((len(x), count), np.int64)
         self._both.search_c(len(x), faiss.swig_ptr(x), count, faiss.swig_ptr(found), faiss.swig_ptr(numbers))

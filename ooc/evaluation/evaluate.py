@@ -12,7 +12,7 @@ import numpy as np
 
 from ooc import events
 from ooc.durable import write_bytes
-from ooc.errors import ArgumentError, ConflictError, DataError, OocError
+from ooc.errors import ArgumentError, ConflictError, DataError, OocError, ResourceError
 from ooc.evaluation.exact import neighbours
 from ooc.evaluation.measure import Asked, default_candidates, default_nprobes, measured, with_best
 from ooc.evaluation.neighbours import read_neighbours
@@ -40,6 +40,7 @@ _QUERIES = 1000
 _SHARES = {"exact": 0.4, "search": 0.6}
 
 
+@ResourceError.if_refused("evaluating")
 def evaluate(
     index: Index | PathOrStr,
     queries: StoreLike | None = None,

@@ -23,7 +23,7 @@ from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.sweep import Found, Sweep
 from ooc.build.workers import in_order, workers
-from ooc.errors import ArgumentError, DataError, PlanError, Stopped
+from ooc.errors import ArgumentError, DataError, PlanError, ResourceError, Stopped
 from ooc.evaluation.neighbours import check_neighbours, open_neighbours
 from ooc.index.dead import Dead
 from ooc.mapping import private_bytes, release_free_memory
@@ -86,6 +86,7 @@ def exact(
 ) -> dict[str, Any]: ...
 
 
+@ResourceError.if_refused("looking for exact neighbours")
 def exact(
     store: StoreLike,
     queries: StoreLike | None = None,

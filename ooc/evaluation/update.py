@@ -33,7 +33,6 @@ from ooc.evaluation.rows import indexed_rows
 from ooc.events import Observer
 from ooc.index.drift import calibrated
 from ooc.index.layout import Layout, SegmentLayout
-from ooc.index.lock import publisher
 from ooc.index.order import read_spread
 from ooc.index.segment import Segments
 from ooc.search.searcher import Index, open_index
@@ -41,7 +40,8 @@ from ooc.stores import Store, open_store
 from ooc.stores.base import Block
 from ooc.types import IntArray, Metric, OnBad, StoreLike
 from ooc.units import MIB, format_bytes
-from ooc.update.publish import Live, Next, live
+from ooc.update.changing import changing
+from ooc.update.publish import Live, Next
 
 __all__ = ["update"]
 
@@ -73,8 +73,7 @@ def update(
 ) -> dict[str, Any]:
     """Measure anew and publish; see ``ooc.evaluate``."""
     layout, began = Layout.of(index.info()["path"]), time.monotonic()
-    with publisher(layout.lock):
-        before = live(layout)
+    with changing(layout) as before:
         if before.generation.number != index.generation:
             raise ConflictError(
                 f"{layout.root} is at generation {before.generation.number}, and {index.generation} is open",

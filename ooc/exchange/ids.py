@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ooc.durable import preallocate, translated
+from ooc import disk
+from ooc.durable import translated
 from ooc.errors import DataError
 from ooc.index.dead import Dead
 from ooc.types import IntArray
@@ -117,7 +118,7 @@ class Listed:
 
     def __init__(self, ids: Ids, count: int, directory: Path) -> None:
         with translated(directory, "writing into"), tempfile.TemporaryFile(dir=directory) as file:
-            preallocate(file.fileno(), 8 * count)
+            disk.allocate(file.fileno(), directory, 8 * count)
             self.ids: IntArray = np.memmap(file, np.int64, shape=(count,))
         at = 0
         for some in ids():

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ooc.durable import preallocate, translated
+from ooc import disk
+from ooc.durable import translated
 from ooc.engine import Codec
 from ooc.index.live_lists import Group
 from ooc.types import BytesArray, FloatArray, IntArray
@@ -42,7 +43,7 @@ class FirstEntries:
         self._seen = _Bits(row_end)
         with translated(directory, "writing into"), tempfile.TemporaryFile(dir=directory) as file:
             # A full disk says so now, not where a page of the mapping has no place.
-            preallocate(file.fileno(), 4 * row_end)
+            disk.allocate(file.fileno(), directory, 4 * row_end)
             near: FloatArray = np.memmap(file, np.float32, shape=(row_end,))
             for group in groups:
                 for rows, codes, number in _lists(group):

@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from ooc import disk
 from ooc.engine import Selector
 from ooc.errors import IndexDirError
 from ooc.types import BytesArray, IntArray
@@ -53,7 +54,7 @@ class Dead:
             The file is missing, or not what the record says of it.
         """
         try:
-            data = path.read_bytes()
+            data = disk.read_bytes(path)
         except OSError as error:
             raise IndexDirError(
                 f"{path} cannot be read: {error.strerror}",

@@ -10,6 +10,7 @@
                                blocks.xxh3  segment.json
       generations/<n>.json     segments, store, plan, order of the lists, recall by setting
       [generations/<n>.sketch.faiss]   by which many lists are found
+      [generations/publishing]   the number of one that is being published
       generations/<n>.report.json   times and figures of the build that made it
       build/<digest>/          the build in the making; gone once it is published
 
@@ -22,7 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ooc.durable import make_directory, read_json, rename, write_bytes, write_json
+from ooc import disk
+from ooc.durable import (
+    make_directory,
+    partial_name,
+    read_json,
+    remove_file,
+    rename,
+    write_bytes,
+    write_json,
+)
 from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
@@ -100,11 +110,20 @@ class Layout:
     def train_record(self) -> Path:
         return self.template / "train.json"
 
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
     def segment(self, name: str) -> SegmentLayout:
-        return SegmentLayout(self.root / "segments" / name)
+        return SegmentLayout(self.segments / name)
 
     def generation(self, number: int) -> Path:
         return self.root / "generations" / f"{number}.json"
+
+    @property
+    def publishing(self) -> Path:
+        """Names the generation that is being published: there only meanwhile, or after a crash."""
+        return self.root / "generations" / "publishing"
 
     def report(self, number: int) -> Path:
         return self.root / "generations" / f"{number}.report.json"
@@ -142,7 +161,8 @@ class Layout:
                     hint="Name another directory, or remove this one first.",
                 )
             return
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        begun = partial_name(self.header)  # a run was killed that had come no further
+        if self.root.exists() and (not self.root.is_dir() or any(p != begun for p in self.root.iterdir())):
             raise ConflictError(
                 f"{self.root} exists and is not an index of ours",
                 kind="destination-exists",
@@ -197,26 +217,52 @@ class Layout:
 
     def live(self) -> int | None:
         """The live generation's number; None before the first was published."""
-        try:
-            text = self.current.read_text().strip()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise IndexDirError(f"{self.current} cannot be read: {error}", kind="index-damaged") from error
-        if not text.isascii() or not text.isdigit():
-            raise IndexDirError(f"{self.current} is damaged: it holds {text[:20]!r}", kind="index-damaged")
-        return int(text)
+        return _number_in(self.current)
+
+    def numbers(self) -> list[int]:
+        """The numbers of the generations that were published and are there, ascending."""
+        unpublished = self.unpublished()
+        names = (path.stem for path in self.generation(0).parent.glob("*.json"))
+        there = sorted(int(name) for name in names if name.isascii() and name.isdigit())
+        return [number for number in there if number != unpublished]
+
+    def unpublished(self) -> int | None:
+        """The generation that is being published, or was when a process was killed; it does not count yet."""
+        number = _number_in(self.publishing)
+        return None if number == self.live() else number
+
+    def make_live(self, number: int) -> None:
+        """Make a generation that is there the live one."""
+        write_bytes(self.current, f"{number}\n".encode())
 
     def publish(
         self, number: int, record: dict[str, Any], report: dict[str, Any], sketch: Path | None = None
     ) -> None:
-        """Make a generation durable, with the sketch that was made for it, and then the live one."""
+        """Make a generation durable, with the sketch that was made for it, and then the live one.
+
+        From before its record is there until it is the live one, ``publishing`` has its number. So one whose
+        publisher was killed is told from one that is not live because the index went back.
+        """
         make_directory(self.generation(number).parent)
+        write_bytes(self.publishing, f"{number}\n".encode())
         if sketch is not None and sketch.exists():  # else a run before this one moved it
             rename(sketch, self.sketch(number))
         write_json(self.report(number), report)
         write_json(self.generation(number), record)
-        write_bytes(self.current, f"{number}\n".encode())
+        self.make_live(number)
+        remove_file(self.publishing)
+
+
+def _number_in(path: Path) -> int | None:
+    try:
+        text = disk.read_bytes(path).decode().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise IndexDirError(f"{path} cannot be read: {error}", kind="index-damaged") from error
+    if not text.isascii() or not text.isdigit():
+        raise IndexDirError(f"{path} is damaged: it holds {text[:20]!r}", kind="index-damaged")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

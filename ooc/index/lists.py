@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ooc.durable import BlockHash, DurableFile
+from ooc import disk
+from ooc.durable import BlockHash, DurableFile, translated
 from ooc.engine import ID_BYTES
 from ooc.errors import IndexDirError
 from ooc.types import AnyArray, BytesArray, IntArray
@@ -93,7 +94,8 @@ class ListsReader:
         self.sizes = sizes
         self._entry = code_size + ID_BYTES
         self._code_size = code_size
-        self._file = path.open("rb", buffering=0)
+        with translated(path, "reading"):
+            self._file = path.open("rb", buffering=0)
         self._expected = checksums
         self._hash = BlockHash()
 
@@ -102,7 +104,8 @@ class ListsReader:
         out = np.empty(int(self.sizes[first:last].sum()) * self._entry, np.uint8)
         view = out.data
         while len(view):
-            got = self._file.readinto(view)
+            with translated(self.path, "reading"):
+                got = disk.step("read", self.path, self._file.readinto, view)
             if not got:
                 raise self.damaged("it ends early")
             self._hash.update(view[:got])

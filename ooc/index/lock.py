@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ooc import disk
 from ooc.durable import translated
 from ooc.errors import ConflictError, IndexDirError
 
@@ -53,14 +54,16 @@ def lease(path: Path, *, wait: bool = False) -> Iterator[bool]:
         Wait until whoever holds it lets go.
     """
     with translated(path, "locking"):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = disk.open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         if not _taken(fd, path, wait=wait):
             yield False
             return
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(record).encode(), 0)
+        # Only for messages to others: a full disk does not keep anybody from the lock.
+        with contextlib.suppress(OSError):
+            disk.truncate(fd, path, 0)
+            disk.write(fd, path, memoryview(json.dumps(record).encode()), 0)
         yield True
     finally:
         os.close(fd)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ooc.durable import partial_name, remove_tree, rename, translated
+from ooc.durable import partial_name, remove_file, remove_tree, replace, settle_replaced, translated
 from ooc.errors import ConflictError, ResourceError
 from ooc.stores.write import lock_for_writing, remove_unlocked
 from ooc.types import AnyArray, FloatArray, IntArray
@@ -70,6 +70,7 @@ class HitWriter(ABC):
         self._lock = -1
         with translated(path, "creating"):
             remove_unlocked(self.partial)
+            settle_replaced(self.path)
             self._see_room()
             try:
                 self._open()
@@ -129,12 +130,8 @@ class HitWriter(ABC):
         """Close what is open; nothing of it is wanted any more."""
 
     def _publish(self) -> None:
-        if self.path.is_dir() and not self.path.is_symlink():
-            remove_tree(self.path)
-        elif self.partial.is_dir() and os.path.lexists(self.path):
-            self.path.unlink()  # a directory does not take the place of a file
         self._unlock()  # or HDF5 would keep a reader out that is quick
-        rename(self.partial, self.path)
+        replace(self.partial, self.path)
 
     def _discard(self) -> None:
         """Remove what is unfinished."""
@@ -143,7 +140,7 @@ class HitWriter(ABC):
             if self.partial.is_dir():
                 remove_tree(self.partial)
             else:
-                self.partial.unlink(missing_ok=True)
+                remove_file(self.partial)
         finally:
             self._unlock()
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ooc import events
-from ooc.durable import partial_name, remove_tree, rename, sync_directory, translated, write_json
+from ooc import disk, events
+from ooc.durable import partial_name, remove_file, replace, settle_replaced, write_json
 from ooc.errors import ConflictError, DataError, PlanError, ResourceError, Stopped
 from ooc.stores.base import Block, Store
 from ooc.stores.opener import open_store
@@ -43,6 +43,7 @@ def record_name(dst: Path) -> Path:
     return dst.with_name(f".{dst.name}.convert.json")
 
 
+@ResourceError.if_refused("converting")
 def convert(
     src: StoreLike,
     dst: PathOrStr,
@@ -326,27 +327,20 @@ class _Job:
         """Give the whole store its name."""
         if self.state != "published":
             self._save(self.store.n, finished=True)
-            path = self.target.path
-            if path.is_dir() and not path.is_symlink():
-                remove_tree(path)
-            rename(self._partial, path)
-        self._remove_record()
+            replace(self._partial, self.target.path)
+        settle_replaced(self.target.path)
+        remove_file(self._record)
 
     def discard(self) -> None:
         """Remove the unfinished destination and the record."""
         remove_unlocked(self._partial)
-        self._remove_record()
-
-    def _remove_record(self) -> None:
-        with translated(self._record, "removing"):
-            self._record.unlink(missing_ok=True)
-            sync_directory(self._record.parent)
+        remove_file(self._record)
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     """The record of an earlier run; one that cannot be read is none, as it is older than any row."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(disk.read_bytes(path))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("rows_done"), int) else None

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import h5py
 
-from ooc.durable import journal_name, sync_directory, write_bytes
+from ooc import disk
+from ooc.durable import journal_name, remove_file, write_bytes
 from ooc.mapping import drop_cached
 
 __all__ = ["JournaledFile", "apply_journal", "open_for_reading"]
@@ -42,7 +43,7 @@ class JournaledFile:
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
-        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0))
+        self._fd = disk.open_file(path, os.O_RDWR if writable else os.O_RDONLY)
         self._recorded = self._end = os.fstat(self._fd).st_size
         self._at = 0
         self._staged: list[tuple[int, bytes]] = []
@@ -68,7 +69,7 @@ class JournaledFile:
         begin, end = self._at, self._at + len(view)
         data = b""
         try:
-            data = os.pread(self._fd, len(view), begin)
+            data = disk.read_at(self._fd, self.path, len(view), begin)
         except BaseException as error:
             self._error = self._error or error
         view[:] = data.ljust(len(view), b"\0")
@@ -107,16 +108,16 @@ class JournaledFile:
         if self._error is not None:
             raise self._error
         if os.fstat(self._fd).st_size < self._end:
-            os.ftruncate(self._fd, self._end)
-        os.fsync(self._fd)
+            disk.truncate(self._fd, self.path, self._end)
+        disk.sync(self._fd, self.path)
         if self._staged:
             patches = []
             for offset, piece in self._staged:
-                patches.append((offset, os.pread(self._fd, len(piece), offset), piece))
+                patches.append((offset, disk.read_at(self._fd, self.path, len(piece), offset), piece))
             write_bytes(journal_name(self.path), _encode(patches))
             for offset, piece in self._staged:
                 self._write_at(offset, memoryview(piece))
-            os.fsync(self._fd)
+            disk.sync(self._fd, self.path)
             self._staged = []
         drop_cached(self._fd)
         self._recorded = max(self._end, self._recorded)
@@ -131,14 +132,11 @@ class JournaledFile:
             return
         os.close(self._fd)
         self._fd = -1
-        if settled and journal_name(self.path).exists():
-            journal_name(self.path).unlink()
-            sync_directory(self.path.parent)
+        if settled:
+            remove_file(journal_name(self.path))
 
     def _write_at(self, offset: int, data: memoryview) -> None:
-        while len(data):
-            written = os.pwrite(self._fd, data, offset)
-            data, offset = data[written:], offset + written
+        disk.write(self._fd, self.path, data, offset)
 
 
 def _encode(patches: list[_Patch]) -> bytes:
@@ -155,7 +153,7 @@ def _pending(path: Path) -> list[_Patch]:
     since has others, and its journal is of no concern.
     """
     try:
-        data = journal_name(path).read_bytes()
+        data = disk.read_bytes(journal_name(path))
     except OSError:
         return []
     if not data.startswith(_MAGIC):
@@ -191,15 +189,14 @@ def apply_journal(path: Path) -> None:
     """Finish the commit that a killed writer had begun. The caller holds the lock."""
     patches = _pending(path)
     if patches:
-        with path.open("r+b") as file:
+        fd = disk.open_file(path, os.O_RDWR)
+        try:
             for offset, _, new in patches:
-                file.seek(offset)
-                file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
-    if journal_name(path).exists():
-        journal_name(path).unlink()
-        sync_directory(path.parent)
+                disk.write(fd, path, memoryview(new), offset)
+            disk.sync(fd, path)
+        finally:
+            os.close(fd)
+    remove_file(journal_name(path))
 
 
 def open_for_reading(path: Path) -> h5py.File:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from ooc.durable import journal_name, remove_tree, translated
+from ooc.durable import journal_name, remove_files, remove_tree, translated
 from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.stores.cast import as_rows, cast_rows, writable_dtype
 from ooc.types import AnyArray, PathOrStr
@@ -281,8 +281,9 @@ def remove_unlocked(path: Path) -> None:
     fd = lock_for_writing(path)
     try:
         with translated(path, "removing"):
-            remove_tree(path) if path.is_dir() else path.unlink()
-            journal_name(path).unlink(missing_ok=True)
+            if path.is_dir():
+                remove_tree(path)
+            remove_files([path, journal_name(path)])
     finally:
         os.close(fd)
 

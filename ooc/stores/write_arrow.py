@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ooc import disk
 from ooc.durable import translated
 from ooc.errors import ArgumentError, MissingExtraError
 from ooc.mapping import drop_cached
@@ -81,7 +82,7 @@ class ArrowWriter(ChunkedWriter):
         self._schema = pa.schema([pa.field(column or "vector", self._type, nullable=False)])
         self._writer: Any = None
         with translated(path, "creating"):
-            self._file: Any = path.open("wb")
+            self._file: Any = disk.step("create", path, path.open, "wb")
         self._lock = -1
         try:
             self._lock = lock_for_writing(path)
@@ -106,10 +107,14 @@ class ArrowWriter(ChunkedWriter):
             for begin in range(0, len(rows), self.unit):
                 piece = np.ascontiguousarray(rows[begin : begin + self.unit])
                 column = pa.FixedSizeListArray.from_arrays(pa.array(piece.reshape(-1)), type=self._type)
-                self._writer.write_batch(pa.record_batch([column], schema=self._schema))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            drop_cached(self._file.fileno())
+                batch = pa.record_batch([column], schema=self._schema)
+                disk.step("write", self._path, self._writer.write_batch, batch)
+            self._bring_to_disk()
+
+    def _bring_to_disk(self) -> None:
+        disk.step("write", self._path, self._file.flush)
+        disk.sync(self._file.fileno(), self._path)
+        drop_cached(self._file.fileno())
 
     def _put(self, rows: AnyArray) -> None:
         super()._put(rows)
@@ -123,10 +128,8 @@ class ArrowWriter(ChunkedWriter):
             self._write(self.n - self._held, self._tail[: self._held])
         with translated(self._path, "writing"):
             writer, self._writer = self._writer, None
-            writer.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            drop_cached(self._file.fileno())
+            disk.step("write", self._path, writer.close)
+            self._bring_to_disk()
         self.durable_n = self.n
 
     def _release(self) -> None:

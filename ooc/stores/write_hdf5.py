@@ -14,7 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ooc.durable import partial_name, rename, sync_directory, translated
+from ooc import disk
+from ooc.durable import partial_name, rename, sync_directory, sync_file, translated
 from ooc.errors import ArgumentError, ConflictError
 from ooc.stores.hdf5_journal import JournaledFile, apply_journal
 from ooc.stores.write import ChunkedWriter, lock_for_writing, remove_unlocked
@@ -138,17 +139,23 @@ def _create(path: Path, name: str, d: int, dtype: np.dtype[Any], chunk_rows: int
     partial = partial_name(path)
     remove_unlocked(partial)
     with translated(path, "creating"):
-        with h5py.File(partial, "w") as file:
-            file.create_dataset(
-                name,
-                shape=(0, d),
-                maxshape=(None, d),
-                chunks=(chunk_rows, d),
-                dtype=dtype,
-                compression=None if compression == "none" else compression,
-            )
-        _sync(partial)
+        disk.step("create", partial, _create_growing, partial, name, d, dtype, chunk_rows, compression)
+        sync_file(partial)
         rename(partial, path)
+
+
+def _create_growing(
+    path: Path, name: str, d: int, dtype: np.dtype[Any], chunk_rows: int, compression: str
+) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            name,
+            shape=(0, d),
+            maxshape=(None, d),
+            chunks=(chunk_rows, d),
+            dtype=dtype,
+            compression=None if compression == "none" else compression,
+        )
 
 
 def _appendable(path: Path, dataset: str | None, d: int, dtype: np.dtype[Any]) -> str:
@@ -186,20 +193,13 @@ def _appendable(path: Path, dataset: str | None, d: int, dtype: np.dtype[Any]) -
         ) from error
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def create_contiguous(out: h5py.File, name: str, *, n: int, d: int, dtype: np.dtype[Any]) -> None:
     """An ``(n, d)`` dataset in one piece, which has its place in the file from now on and no values."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)  # equal stores are equal bytes
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     h5py.h5d.create(
@@ -212,6 +212,11 @@ def create_contiguous(out: h5py.File, name: str, *, n: int, d: int, dtype: np.dt
     ).close()
 
 
+def _create_one(path: Path, name: str, n: int, d: int, dtype: np.dtype[Any]) -> None:
+    with h5py.File(path, "w") as out:
+        create_contiguous(out, name, n=n, d=d, dtype=dtype)
+
+
 def contiguous_layout(
     file: Path, dataset: str | None, *, n: int, d: int, dtype: np.dtype[Any], fresh: bool
 ) -> RawLayout:
@@ -222,9 +227,8 @@ def contiguous_layout(
     name = dataset_name(dataset)
     with translated(file, "creating"):
         if fresh:
-            with h5py.File(file, "w") as out:
-                create_contiguous(out, name, n=n, d=d, dtype=dtype)
-            _sync(file)
+            disk.step("create", file, _create_one, file, name, n, d, dtype)
+            sync_file(file)
             sync_directory(file.parent)
         with h5py.File(file, "r") as out:
             offset = int(out[name].id.get_offset())

@@ -7,7 +7,6 @@ the file has its name only when it is whole.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ooc.durable import rename, sync_directory, translated
+from ooc import disk
+from ooc.durable import remove_file, rename, sync_directory, translated
 from ooc.errors import ArgumentError, DataError
 from ooc.mapping import drop_cached
 from ooc.stores.write import StoreWriter, lock_for_writing
@@ -134,13 +134,13 @@ class RawWriter(StoreWriter):
         self._publish = publish
         self._fd = self._lock = -1
         with translated(path, "creating"):
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            self._fd = disk.open_file(path, os.O_WRONLY | os.O_CREAT)
             try:
                 self._lock = lock_for_writing(path)
                 if start == 0:
-                    _take_space(self._fd, layout.size)
-                    self._write_at(0, memoryview(layout.header))
-                    os.fsync(self._fd)
+                    disk.allocate(self._fd, path, layout.size)
+                    disk.write(self._fd, path, memoryview(layout.header), 0)
+                    disk.sync(self._fd, path)
                     sync_directory(path.parent)
             except BaseException:
                 self._release()
@@ -157,19 +157,15 @@ class RawWriter(StoreWriter):
         with translated(self._path, "writing"):
             for begin in range(0, len(rows), pieces):
                 piece = rows[begin : begin + pieces]
-                self._write_at(self._layout.offset + self.n * stride, self._layout.encode(piece))
+                at = self._layout.offset + self.n * stride
+                disk.write(self._fd, self._path, self._layout.encode(piece), at)
                 self.n += len(piece)
                 if (self.n - self.durable_n) * stride >= _FLUSH_BYTES:
                     self._sync()
 
-    def _write_at(self, offset: int, data: memoryview) -> None:
-        while len(data):
-            written = os.pwrite(self._fd, data, offset)
-            data, offset = data[written:], offset + written
-
     def _sync(self) -> None:
         with translated(self._path, "writing"):
-            getattr(os, "fdatasync", os.fsync)(self._fd)
+            disk.sync(self._fd, self._path, data_only=True)
             drop_cached(self._fd)
         self.durable_n = self.n
 
@@ -184,7 +180,7 @@ class RawWriter(StoreWriter):
                 hint="Append all rows, or leave n out where their number is not known.",
             )
         with translated(self._publish, "publishing"):
-            os.fsync(self._fd)
+            disk.sync(self._fd, self._path)
             drop_cached(self._fd)
         rename(self._path, self._publish)
         self._publish = None
@@ -199,20 +195,8 @@ class RawWriter(StoreWriter):
 
     def _release(self) -> None:
         if self._publish is not None and self._fd >= 0:
-            self._path.unlink(missing_ok=True)  # promised whole, and not whole
+            remove_file(self._path)  # promised whole, and not whole
         for fd in (self._fd, self._lock):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._lock = -1
-
-
-def _take_space(fd: int, size: int) -> None:
-    """Give the file its size, and its blocks where the file system can; it never shrinks."""
-    if os.fstat(fd).st_size < size:
-        os.ftruncate(fd, size)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(fd, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise

@@ -23,22 +23,24 @@ from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.train import published_template
 from ooc.build.work import Work
 from ooc.durable import read_json
-from ooc.errors import ArgumentError, ConflictError
+from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.events import Note, Observer
 from ooc.index.generation import Entry, Origin, Part
 from ooc.index.layout import Layout
-from ooc.index.lock import publisher
+from ooc.index.segment import read_ids
 from ooc.stores import Store, open_store
 from ooc.stores.keys import KeySource, keys_of_rows, open_keys
 from ooc.stores.picked import PickedStore, RangeStore
 from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, KeysLike, OnBad, PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
+from ooc.update.changing import changing
 from ooc.update.named import by_id, by_key, see_keyed, see_new, see_one_of
-from ooc.update.publish import Live, Next, live, take_back
+from ooc.update.publish import Live, Next
 
 __all__ = ["append", "upsert"]
 
 
+@ResourceError.if_refused("appending")
 def append(
     index: PathOrStr,
     store: StoreLike,
@@ -56,8 +58,7 @@ def append(
     layout = Layout.of(index)
     with open_store(store) as opened:
         run = _Run("append", layout, observer, stop)
-        with publisher(layout.lock):
-            before = live(layout)
+        with changing(layout) as before:
             _see_width(before, opened)
             first = _known_rows(before, opened)
             see_keyed(before, given=keys is not None)
@@ -66,7 +67,6 @@ def append(
             source = None
             if keys is not None and before.keys is not None:
                 source = keys_of_rows(open_keys(keys, before.keys.kind), first, opened.n, opened.n)
-                see_new(before, before.keys, source)
             options = Options(
                 memory=memory,
                 threads=threads,
@@ -90,6 +90,7 @@ def append(
             return run.add(before, rows, options, origin)
 
 
+@ResourceError.if_refused("replacing")
 def upsert(
     index: PathOrStr,
     ids: AnyArray | None,
@@ -107,8 +108,7 @@ def upsert(
     see_one_of(ids, keys)
     with open_store(vectors) as opened:
         run = _Run("upsert", layout, observer, stop)
-        with publisher(layout.lock):
-            before = live(layout)
+        with changing(layout) as before:
             _see_width(before, opened)
             named = by_id(before, np.asarray(ids)) if keys is None else by_key(before, keys)
             if len(named.ids) != opened.n:
@@ -194,10 +194,15 @@ class _Run(Work):
         """Fill, merge and publish; rows with ``ids`` (ascending) take the place of those that have them."""
         layout, operation = self.layout, self._operation
         plan = dataclasses.replace(plan_store(rows, options), witnesses=0)
+        if self._is_published(before, plan, ids):
+            message = "these rows are in the index: a run that was interrupted had published them"
+            self._emit(Note(message=message, kind="already-appended"))
+            return self._figures(before.generation.record, added=0, first_id=None)
+        if ids is None and options.keys is not None and before.keys is not None:
+            see_new(before, before.keys, open_keys(options.keys))
         self._see_unfinished(plan)
         check_disk(layout.root, needed=plan.peak_disk_bytes)
-        there = begin(layout, plan, None)
-        take_back(layout, plan.digest, there.build.segment)
+        there = begin(layout, plan, None, after=before.generation.number)
         try:
             with self.at_work(plan, there.build.status):
                 made = Next(before)
@@ -253,6 +258,16 @@ class _Run(Work):
             raise
         forget(layout)
         return figures
+
+    def _is_published(self, before: Live, plan: Plan, ids: IntArray | None) -> bool:
+        """Whether this is what an interrupted run had published."""
+        finished = before.finished
+        if finished is None or finished.plan != plan.digest:
+            return False
+        segment = self.layout.segment(f"s{finished.number}")
+        if ids is None or not segment.ids.exists():
+            return ids is None and not segment.ids.exists()
+        return bool(np.array_equal(read_ids(segment, plan.n), ids))
 
     def _see_unfinished(self, plan: Plan) -> None:
         """See that what was begun in the index, if anything, is this."""

@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from ooc.build.begun import forget
-from ooc.durable import read_json, remove_files, remove_tree, write_bytes
-from ooc.errors import ArgumentError, IndexDirError
+from ooc.durable import read_json, remove_files, remove_tree
+from ooc.errors import ArgumentError, IndexDirError, ResourceError
 from ooc.index.generation import Generation
 from ooc.index.layout import Layout
 from ooc.index.lock import is_held, publisher
 from ooc.index.segment import Segments
 from ooc.types import PathOrStr
-from ooc.update.publish import numbers
+from ooc.update.changing import clear
 
 __all__ = ["gc", "generations", "rollback"]
 
 
+@ResourceError.if_refused("looking at generations")
 def generations(index: PathOrStr) -> list[dict[str, Any]]:
     """The generations of an index that are there, the oldest first; see ``ooc.generations``."""
     layout = Layout.of(index)
     layout.read_header()
     current = layout.live()
     found = []
-    for number in numbers(layout):
+    for number in layout.numbers():
         one = Generation.read(layout, number)
         report = layout.report(number)
         said = read_json(report, what="the report") if report.exists() else {}
@@ -45,13 +46,16 @@ def generations(index: PathOrStr) -> list[dict[str, Any]]:
     return found
 
 
+@ResourceError.if_refused("going back")
 def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
     """Make an earlier generation the live one again; see ``ooc.rollback``."""
     layout = Layout.of(index)
     header = layout.read_header()
     with publisher(layout.lock):
         before = layout.live()
-        there = numbers(layout)
+        if before is not None:
+            clear(layout)
+        there = layout.numbers()
         if generation not in there:
             raise ArgumentError(
                 f"{layout.root} has no generation {generation}; there are {', '.join(map(str, there))}",
@@ -62,10 +66,11 @@ def rollback(index: PathOrStr, generation: int) -> dict[str, Any]:
         one.read_dead(layout)
         layouts = [layout.segment(entry.name) for entry in one.segments]
         Segments(layouts, header.lists_per_row).close()  # says so where something is missing
-        write_bytes(layout.current, f"{generation}\n".encode())
+        layout.make_live(generation)
         return {"index": str(layout.root), "generation": generation, "before": before, "rows": one.rows}
 
 
+@ResourceError.if_refused("collecting")
 def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
     """Remove generations that nobody reads, and what was left unfinished; see ``ooc.gc``."""
     layout = Layout.of(index)
@@ -80,21 +85,28 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
                 kind="index-unfinished",
                 hint="Run the same `ooc build` again: it goes on where it ended.",
             )
-        there = numbers(layout)
+        there_bytes = _bytes(layout)
+        clear(layout)
+        there = layout.numbers()
         others = [number for number in there if number != current]
         kept = {current, *others[len(others) - keep :]} if keep else {current}
         kept |= {number for number in others if is_held(layout.generation(number))}
-        freed = _remove(layout, [number for number in there if number not in kept], kept)
+        _remove(layout, [number for number in there if number not in kept], kept)
         return {
             "index": str(layout.root),
             "removed": sorted(set(there) - kept),
             "kept": sorted(kept),
-            "freed_bytes": freed,
+            "freed_bytes": there_bytes - _bytes(layout),
         }
 
 
-def _remove(layout: Layout, gone: list[int], kept: set[int]) -> int:
-    """Remove records of generations, then what none of those kept needs; bytes that were freed."""
+def _bytes(layout: Layout) -> int:
+    """All that is in the directory."""
+    return sum(path.stat().st_size for path in layout.root.rglob("*") if path.is_file())
+
+
+def _remove(layout: Layout, gone: list[int], kept: set[int]) -> None:
+    """Remove records of generations, then what none of those kept needs."""
     records = layout.generation(0).parent
     staying: set[Path] = set()
     lists: set[str] = set()
@@ -110,20 +122,17 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> int:
         lists |= {entry.name for entry in one.segments}
         rows |= one.holding_rows
     # Records first: a generation whose files are gone is not there.
-    freed = remove_files([layout.generation(number) for number in gone])
-    freed += remove_files([path for path in records.glob("*") if path not in staying])
+    remove_files([layout.generation(number) for number in gone])
+    remove_files([path for path in records.glob("*") if path not in staying])
     for directory in sorted(layout.segment("s0").root.parent.glob("*")):
         if directory.name in lists:
-            freed += remove_files(directory.glob(".*.partial"))
+            remove_files(directory.glob(".*.partial"))
         elif directory.name in rows:  # vectors or keys, but not the lists
             place = layout.segment(directory.name)
-            freed += remove_files([path for path in directory.glob("*") if path not in place.of_rows])
+            remove_files([path for path in directory.glob("*") if path not in place.of_rows])
         else:
-            freed += sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
             remove_tree(directory)
-    freed += remove_files(layout.root.glob(".*.partial"))
+    remove_files(layout.root.glob(".*.partial"))
     if layout.builds.exists():
-        freed += sum(path.stat().st_size for path in layout.builds.rglob("*") if path.is_file())
         with contextlib.suppress(OSError):
             forget(layout)
-    return freed

@@ -18,16 +18,16 @@ from ooc.build.merge import write_record
 from ooc.build.sizes import COPY_BYTES
 from ooc.durable import DurableFile, make_directory, remove_tree
 from ooc.engine import Codec
-from ooc.errors import Stopped
+from ooc.errors import ResourceError, Stopped
 from ooc.events import Finished, Note, Observer, Stage, Started, ignore, stage
 from ooc.index.generation import Entry
 from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.lists import ID_BYTES, evenness, interleave
 from ooc.index.live_lists import LiveLists
-from ooc.index.lock import publisher
 from ooc.index.segment import Segments
 from ooc.types import PathOrStr
-from ooc.update.publish import Live, Next, live
+from ooc.update.changing import changing
+from ooc.update.publish import Live, Next
 
 __all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact", "due"]
 
@@ -35,6 +35,7 @@ __all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact", "due"]
 MOST_SEGMENTS, MOST_DEAD = 8, 0.2
 
 
+@ResourceError.if_refused("compacting")
 def compact(
     index: PathOrStr,
     *,
@@ -44,8 +45,7 @@ def compact(
 ) -> dict[str, Any]:
     """Merge all segments into one without the dead rows; see ``ooc.compact``."""
     layout, tell = Layout.of(index), observer or ignore
-    with publisher(layout.lock):
-        before = live(layout)
+    with changing(layout) as before:
         generation = before.generation
         if not due(before, auto=auto):
             message = "there is nothing to compact" + (" yet" if auto else "")

@@ -6,21 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from ooc.errors import ResourceError
 from ooc.index.layout import Layout
-from ooc.index.lock import publisher
 from ooc.types import AnyArray, KeysLike, PathOrStr
+from ooc.update.changing import changing
 from ooc.update.named import live_rows_of_ids, live_rows_of_keys, see_one_of
-from ooc.update.publish import Next, live
+from ooc.update.publish import Next
 
 __all__ = ["delete"]
 
 
+@ResourceError.if_refused("deleting")
 def delete(index: PathOrStr, ids: AnyArray | None = None, *, keys: KeysLike | None = None) -> dict[str, Any]:
     """Delete rows by id or by key; see ``ooc.delete``."""
     layout = Layout.of(index)
     see_one_of(ids, keys)
-    with publisher(layout.lock):
-        before = live(layout)
+    with changing(layout) as before:
         said: dict[str, Any] = {}
         if keys is None:
             rows = live_rows_of_ids(before, np.asarray(ids))

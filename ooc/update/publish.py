@@ -8,11 +8,10 @@ was, after it, it is the new one. One process at a time changes an index (``ooc.
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from ooc.durable import make_directory, read_json, remove_tree, rename, write_bytes
+from ooc.durable import make_directory, remove_tree, rename, write_bytes
 from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.generation import Entry, Generation, Part
@@ -22,17 +21,26 @@ from ooc.index.numbering import IdFiles, Numbering
 from ooc.index.segment import Segments
 from ooc.types import IntArray
 
-__all__ = ["Live", "Next", "live", "next_number", "numbers", "take_back"]
+__all__ = ["Finished", "Live", "Next", "live", "next_number"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A change that was published by a process that did not come to its end: its plan, and its generation."""
+
+    plan: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The generation that a change begins with."""
+    """The generation that a change begins with, and what an interrupted one had published already."""
 
     layout: Layout
     header: Header
     generation: Generation
     dead: Dead
+    finished: Finished | None = None
 
     @property
     def numbering(self) -> Numbering:
@@ -64,32 +72,12 @@ def live(layout: Layout) -> Live:
     return Live(layout=layout, header=header, generation=generation, dead=generation.read_dead(layout))
 
 
-def numbers(layout: Layout) -> list[int]:
-    """The numbers of the generations that are there, ascending."""
-    names = (path.stem for path in layout.generation(0).parent.glob("*.json"))
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
-
-def take_back(layout: Layout, digest: str, place: SegmentLayout) -> None:
-    """Move a segment that an interrupted change put in its place, but did not publish, back."""
-    named: set[str] = set()
-    for number in numbers(layout):
-        one = Generation.read(layout, number)
-        named |= one.directories
-    for path in sorted(layout.segment("s0").root.parent.glob("*")):
-        record = layout.segment(path.name).record
-        if path.name in named or not record.exists() or place.root.exists():
-            continue
-        if read_json(record, what="the segment's record").get("plan") == digest:
-            rename(path, place.root)
-
-
 def next_number(layout: Layout) -> int:
-    """The number of the next generation: no file of an earlier one, live or not, has it."""
-    names = [path.name for path in layout.generation(0).parent.glob("*")]
-    names += [path.name for path in layout.segment("s0").root.parent.glob("*")]
-    numbers = [int(match[1]) for name in names if (match := re.match(r"s?(\d+)(\.|$)", name))]
-    return max(numbers, default=0) + 1
+    """The number of the next generation: the highest of those that are there, live or not, and one more.
+
+    ``ooc.update.changing`` sees to it that no file of one that was not published has it.
+    """
+    return max([*layout.numbers(), layout.live() or 0]) + 1
 
 
 class Next:

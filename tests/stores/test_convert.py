@@ -432,7 +432,7 @@ def test_a_killed_conversion_goes_on_and_ends_equal(
 def test_a_kill_around_the_last_step_is_mended_without_copying(
     tmp_path: Path, name: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = convert_module.rename
+    real = convert_module.replace
 
     def killed(source: Path, target: Path) -> None:
         if where == "after the rename":
@@ -441,7 +441,7 @@ def test_a_kill_around_the_last_step_is_mended_without_copying(
 
     rows = whole_numbers()
     with monkeypatch.context() as patch:
-        patch.setattr(convert_module, "rename", killed)
+        patch.setattr(convert_module, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             convert(rows, tmp_path / name)
     assert record_name(tmp_path / name).exists()

@@ -1,0 +1,293 @@
+"""Kills, power cuts and refusals that once did harm, each by itself; the tests beside go through all."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import ooc
+from ooc.durable import make_directory, sync_directory, write_bytes
+from ooc.stores.hdf5_journal import JournaledFile
+from ooc.types import FloatArray
+from tests.helpers import embeddings, killed, tree
+
+N, D = 1500, 16
+CODE = "IVF16,SQ8"
+
+
+@pytest.fixture(scope="module")
+def rows() -> FloatArray:
+    return embeddings(N + 400, D, seed=5)
+
+
+@pytest.fixture(scope="module")
+def base(rows: FloatArray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.npy"
+    np.save(path, rows[:N])
+    np.save(path.with_name("more.npy"), rows[N:])
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("built") / "i.ooc"
+    ooc.build(base, path, factory=CODE)
+    return path
+
+
+@pytest.fixture
+def index(built: Path, tmp_path: Path) -> Path:
+    shutil.copytree(built, tmp_path / "i.ooc")
+    return tmp_path / "i.ooc"
+
+
+def numbers(index: Path) -> list[int]:
+    return [one["generation"] for one in ooc.generations(index)]
+
+
+def found(index: Path, rows: FloatArray, **options: Any) -> FloatArray:
+    with ooc.open_index(index) as opened:
+        return np.asarray(opened.search(rows[::100], 3, **options)[0])
+
+
+def test_a_build_killed_at_its_first_file_goes_on(built: Path, base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "i.ooc"
+    killed(f"ooc.build({str(base)!r}, {str(path)!r}, factory={CODE!r})", at=("replace", 1, "ooc.json"))
+    assert [entry.name for entry in path.iterdir()] == [".ooc.json.partial"]
+    ooc.build(base, path, factory=CODE)
+    assert tree(path) == tree(built)
+
+
+@pytest.mark.parametrize("name", ["hits.h5", "hits.npz", "hits.zarr", "hits.parquet"])
+def test_results_are_the_same_bytes_whenever_they_are_written(
+    name: str, built: Path, rows: FloatArray, tmp_path: Path
+) -> None:
+    with ooc.open_index(built) as opened:
+        for place in ("a", "b"):
+            (tmp_path / place).mkdir()
+            opened.search_to(rows[:100], tmp_path / place / name, k=5)
+            time.sleep(2.1)  # archives tell two seconds apart
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+@pytest.mark.parametrize("options", [{"n": 30}, {}, {"compression": "gzip"}])
+def test_hdf5_stores_are_the_same_bytes_whenever_they_are_written(
+    options: dict[str, Any], rows: FloatArray, tmp_path: Path
+) -> None:
+    for name in ("a.h5", "b.h5"):
+        with ooc.create_store(tmp_path / name, d=D, **options) as writer:
+            writer.append(rows[:30])
+        time.sleep(1.1)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.parametrize("at", [("rmdir", 0, "ids"), ("unlink", 0, "zarr.json"), ("replace", 1, "hits.zarr")])
+def test_results_in_zarr_that_were_being_replaced_are_replaced(
+    at: tuple[str, int, str], built: Path, rows: FloatArray, tmp_path: Path
+) -> None:
+    path, whole = tmp_path / "hits.zarr", tmp_path / "whole.zarr"
+    np.save(tmp_path / "xq.npy", rows[:50])
+    with ooc.open_index(built) as opened:
+        for target in (path, whole):
+            opened.search_to(tmp_path / "xq.npy", target, k=5)
+        search = f"index.search_to({str(tmp_path / 'xq.npy')!r}, {str(path)!r}, k=5, overwrite=True)"
+        killed(f"index = ooc.open_index({str(built)!r})\n{search}", at=at)
+        opened.search_to(tmp_path / "xq.npy", path, k=5, overwrite=True)
+    assert tree(path) == tree(whole)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["hits.zarr", "whole.zarr", "xq.npy"]
+
+
+def test_copied_rows_have_their_name_before_a_record_counts_on_them(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a file without a flushed name is not there, whatever was flushed of its bytes."""
+    steps: list[tuple[str, str]] = []
+
+    def noted(name: str, place_of: Callable[..., str]) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            result = real(*args, **options)
+            steps.append((name, place_of(result, *args)))
+            return result
+
+        monkeypatch.setattr(os, name, call)
+
+    noted("fsync", lambda result, fd: str(Path(f"/proc/self/fd/{fd}").readlink()))
+    noted("replace", lambda result, source, target: os.fspath(target))
+    path = tmp_path / "i.ooc"
+    ooc.build(base, path, factory=CODE, copy_vectors="always")
+    rows = next(i for i, (_, at) in enumerate(steps) if at.endswith("segment/vectors.npy"))
+    names = next(i for i, (call, at) in enumerate(steps) if call == "fsync" and at.endswith("/segment"))
+    record = next(i for i, (_, at) in enumerate(steps) if "/shards/" in at and at.endswith(".json"))
+    assert max(rows, names) < record
+
+
+def test_a_change_killed_before_it_was_live_is_no_generation(index: Path, rows: FloatArray) -> None:
+    before = found(index, rows)
+    killed(f"ooc.delete({str(index)!r}, np.arange(9))", at=("replace", 1, "CURRENT"))
+    assert (index / "generations" / "2.json").exists()
+    assert numbers(index) == [1]
+    with pytest.raises(ooc.ArgumentError, match="no generation 2"):
+        ooc.rollback(index, 2)
+    np.testing.assert_array_equal(found(index, rows), before)
+    assert [entry.name for entry in (index / "generations").glob("2.*")] == []  # the rollback cleared up
+    ooc.delete(index, np.arange(9))
+    assert numbers(index) == [1, 2]
+
+
+def test_a_change_killed_at_any_rename_ends_with_the_same_bytes(
+    index: Path, base: Path, tmp_path: Path
+) -> None:
+    whole, more = tmp_path / "whole.ooc", base.with_name("more.npy")
+    shutil.copytree(index, whole)
+    ooc.append(whole, more)
+    for ending in ("segments/s2", "2.report.json", "2.json", "CURRENT"):
+        path = tmp_path / ending.replace("/", "-")
+        shutil.copytree(index, path)
+        killed(f"ooc.append({str(path)!r}, {str(more)!r})", at=("replace", 1, ending))
+        assert numbers(path) == [1]
+        ooc.append(path, more)
+        assert tree(path) == tree(whole), ending
+
+
+def test_an_index_that_went_back_keeps_what_came_after(index: Path, rows: FloatArray) -> None:
+    ooc.append(index, rows[N : N + 100])
+    ooc.delete(index, np.arange(50))
+    answers = found(index, rows)
+    ooc.rollback(index, 1)
+    ooc.delete(index, np.arange(100, 110))
+    killed(f"ooc.delete({str(index)!r}, np.arange(9))", at=("replace", 1, "CURRENT"))
+    ooc.rollback(index, 1)
+    assert numbers(index) == [1, 2, 3, 4]
+    ooc.delete(index, np.arange(9))
+    assert numbers(index) == [1, 2, 3, 4, 5]
+    ooc.rollback(index, 3)
+    np.testing.assert_array_equal(found(index, rows), answers)
+    assert ooc.gc(index)["removed"] == [1, 2, 4, 5]
+    np.testing.assert_array_equal(found(index, rows), answers)
+
+
+@pytest.fixture
+def published_and_killed(index: Path, base: Path) -> Path:
+    """An index to which rows came, of an array, by a process that was killed before it had cleared up."""
+    more = f"np.load({str(base.with_name('more.npy'))!r})"
+    killed(f"from ooc.update import append\nappend.forget = die\nooc.append({str(index)!r}, {more})")
+    assert numbers(index) == [1, 2]
+    return index
+
+
+def test_an_array_whose_appending_was_killed_is_not_appended_twice(
+    published_and_killed: Path, rows: FloatArray
+) -> None:
+    index = published_and_killed
+    assert ooc.append(index, rows[N:])["added"] == 0
+    with ooc.open_index(index) as opened:
+        assert opened.n == N + 400
+    assert not (index / "build").exists()
+    assert ooc.append(index, rows[N:])["added"] == 400  # asked for again, it is meant
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index, rows: ooc.append(index, rows[:7]),
+        lambda index, rows: ooc.upsert(index, np.arange(3), rows[:3]),
+        lambda index, rows: ooc.delete(index, np.arange(3)),
+        lambda index, rows: ooc.compact(index),
+        lambda index, rows: ooc.rollback(index, 1),
+        lambda index, rows: ooc.gc(index, keep=5),
+    ],
+    ids=["append", "upsert", "delete", "compact", "rollback", "gc"],
+)
+def test_what_was_published_and_not_cleared_up_is_in_no_ones_way(
+    published_and_killed: Path, rows: FloatArray, change: Callable[[Path, FloatArray], Any]
+) -> None:
+    change(published_and_killed, rows)
+    assert not (published_and_killed / "build").exists()
+    assert numbers(published_and_killed)[:2] == [1, 2]
+
+
+def test_building_again_leaves_an_interrupted_change_alone(index: Path, base: Path, rows: FloatArray) -> None:
+    more = base.with_name("more.npy")
+    killed(f"ooc.append({str(index)!r}, {str(more)!r})", at=("replace", 1, "segment.json"))
+    ooc.build(base, index, factory=CODE)
+    assert list((index / "build").glob("*/shards/*.json"))
+    ooc.append(index, more)
+    assert numbers(index) == [1, 2]
+
+
+def test_an_upsert_that_was_published_and_not_cleared_up_is_not_made_again(
+    index: Path, base: Path, rows: FloatArray
+) -> None:
+    more = str(base.with_name("more.npy"))
+    killed(
+        "from ooc.update import append\nappend.forget = die\n"
+        f"ooc.upsert({str(index)!r}, np.arange(400), np.load({more!r}))"
+    )
+    figures = ooc.upsert(index, np.arange(400), rows[N:])
+    assert (figures["generation"], numbers(index)) == (2, [1, 2])
+    # Of other ids it is another change, though of the same vectors.
+    assert ooc.upsert(index, np.arange(7, 407), rows[N:])["generation"] == 3
+
+
+def test_a_file_that_is_read_in_pieces_is_read_whole(
+    rows: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = rows
+    data, read = path.read_bytes(), os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: read(fd, min(size, 1000), at))
+    file = JournaledFile(path)
+    whole = bytearray(len(data))
+    file.readinto(memoryview(whole))
+    file.close()
+    assert bytes(whole) == data
+
+
+def test_a_directory_that_cannot_be_flushed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if Path(path) == tmp_path:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        sync_directory(tmp_path)
+    for write in (lambda: write_bytes(tmp_path / "x", b"x"), lambda: make_directory(tmp_path / "d")):
+        with pytest.raises(ooc.ResourceError, match="Too many open files") as caught:
+            write()
+        assert caught.value.kind == "io"
+
+
+def test_a_full_disk_keeps_nobody_from_the_lock(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = {name: getattr(os, name) for name in ("pwrite", "ftruncate")}
+    refused = itertools.count()
+
+    def full(name: str) -> Callable[..., Any]:
+        def call(fd: int, *args: Any) -> Any:
+            if Path(f"/proc/self/fd/{fd}").readlink().name == "lock":
+                next(refused)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real[name](fd, *args)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, full(name))
+    ooc.delete(index, np.arange(9))
+    assert next(refused) > 0
+    assert numbers(index) == [1, 2]

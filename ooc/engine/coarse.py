@@ -19,7 +19,7 @@ from ooc.engine.sketch import Sketch, compare
 from ooc.errors import IndexDirError
 from ooc.mapping import advise_random, advise_soon
 from ooc.types import FloatArray, IntArray
-from ooc.vectors import pick
+from ooc.vectors import first_places, pick
 
 __all__ = ["Coarse"]
 
@@ -190,7 +190,7 @@ class Coarse:
     def _first(self, found: FloatArray, numbers: IntArray, nprobe: int) -> tuple[FloatArray, IntArray]:
         """The first ``nprobe`` of the lists ``numbers`` ``(nq, c)``, -1 last, by how near they are."""
         key = np.where(numbers < 0, np.inf, self._key(found, numbers))
-        near = np.argsort(key, axis=1)[:, :nprobe]
+        near = first_places(key, nprobe)
         return pick(found, near), pick(numbers, near)
 
     def _key(self, found: FloatArray, numbers: IntArray | None = None) -> FloatArray:

@@ -9,6 +9,9 @@ from ooc.vectors import pick
 
 __all__ = ["best", "merge_best", "once", "worst"]
 
+#: Numbers that Python sorts about as quickly as numpy.
+_SHORT = 256
+
 
 def worst(metric: Metric) -> float:
     """The distance of what is not there."""
@@ -24,6 +27,8 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
         Distances and the ids they belong to; entries with id -1 are not there.
     """
     m = found.shape[1]
+    if len(found) == 1 and m <= _SHORT:
+        return _best_of_one(found[0], ids[0], k, metric)
     key = found if metric == "l2" else -found
     key = np.where(ids >= 0, key, np.inf)
     if m > 4 * k + 64:
@@ -41,6 +46,17 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
         top_i = np.pad(top_i, pad, constant_values=-1)
     top_d[top_i < 0] = worst(metric)
     return np.ascontiguousarray(top_d), np.ascontiguousarray(top_i)
+
+
+def _best_of_one(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
+    """As ``best``, of one query ``(m,)`` by Python's own sort: see ``ooc.vectors.first_places``."""
+    sign = 1.0 if metric == "l2" else -1.0
+    there = zip(found.tolist(), ids.tolist(), strict=True)
+    near = sorted((sign * value, number) for value, number in there if number >= 0)[:k]
+    top_d, top_i = np.full((1, k), worst(metric), np.float32), np.full((1, k), -1, np.int64)
+    top_d[0, : len(near)] = [sign * value for value, _ in near]
+    top_i[0, : len(near)] = [number for _, number in near]
+    return top_d, top_i
 
 
 def once(found: FloatArray, ids: IntArray, metric: Metric) -> tuple[FloatArray, IntArray]:

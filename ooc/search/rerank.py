@@ -58,6 +58,10 @@ def distances(
         Is told rows, bytes and reads.
     """
     budget = budget or Budget.of(None)
+    if len(ids) == 1 and ids.shape[1] <= _UNASKED and not ahead():
+        at_once = _where_they_lie(xq, ids, store, metric, trace)
+        if at_once is not None:
+            return at_once
     out = np.full(ids.shape, worst(metric), np.float32)
     flat = ids.reshape(-1)
     place = np.argsort(flat)
@@ -104,6 +108,30 @@ def distances(
         if drops:
             store.forget(int(rows[0]), int(rows[-1]) + 1)
         first += len(rows)
+    return out
+
+
+def _where_they_lie(
+    xq: FloatArray, ids: IntArray, store: Store, metric: Metric, trace: Trace
+) -> FloatArray | None:
+    """As ``distances``, of one query and few rows that are in memory; None where they have to be gathered."""
+    there = ids >= 0
+    rows = ids[there]
+    lie = store.in_place(rows) if len(rows) else None
+    if lie is None:
+        return None
+    y, places = lie
+    found = pairs(xq, np.zeros(len(rows), np.int64), y, places, metric)
+    if metric == "cosine":
+        squares = pairs(y, places, y, places, metric)
+        if squares.min() < _SMALL or not squares.max() < _LARGE:
+            return None
+        found /= np.sqrt(squares)
+    trace.add(rows=len(rows), row_bytes=len(rows) * store.row_bytes)
+    if len(rows) == ids.shape[1]:
+        return found[None]
+    out = np.full(ids.shape, worst(metric), np.float32)
+    out[there] = found
     return out
 
 

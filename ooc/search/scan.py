@@ -17,7 +17,7 @@ from ooc.index.segment import Segments
 from ooc.search.best import best, once, worst
 from ooc.search.budget import Budget
 from ooc.search.filters import Booleans
-from ooc.search.trace import Trace
+from ooc.search.trace import NOTHING, Trace
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import pick
 
@@ -63,6 +63,8 @@ def candidates(
         By code, in no order; ids are -1 where there are fewer.
     """
     asked = count * segment.lists_per_row
+    if at_once and ahead is None and trace is NOTHING:
+        return _each_once(segment, *segment.scan(y, lists, coarse, asked, selector), count, metric)
     numbers = np.unique(lists)
     numbers = numbers[numbers >= 0]
     sizes = segment.list_bytes(numbers)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from ooc import disk
 from ooc.build.choose import Compared
@@ -94,14 +97,25 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None, *, after: int |
             changed = dataclasses.replace(there.plan, on_bad=plan.on_bad)
             there = Begun(changed, there.build, there.after)
         return there
-    # A name of its own: several builds may share a scratch disk.
-    place = None if wanted is None else wanted / f"{layout.root.name}-{secrets.token_hex(6)}"
+    place = None if wanted is None else _place_in(wanted, layout)
     build = layout.build(plan.digest, place)
     if place is not None:
         make_directory(place)
     make_directory(build.root)
     write_json(build.plan, {**plan.to_record(), "scratch": str(place or ""), "after": after})
     return Begun(plan, build, after)
+
+
+def _place_in(scratch: Path, layout: Layout) -> Path:
+    """A directory for this build, of which one disk may have several.
+
+    The same one where a run was killed before its plan named it: then it is empty.
+    """
+    whose = xxhash.xxh3_64_hexdigest(f"{socket.gethostname()}:{layout.root}".encode())
+    place = scratch / f"{layout.root.name}-{whose[:12]}"
+    if place.exists() and any(place.iterdir()):
+        place = place.with_name(f"{layout.root.name}-{secrets.token_hex(6)}")
+    return place
 
 
 def forget(layout: Layout) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 
 import ooc
@@ -306,6 +307,23 @@ def _half_committed(place: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+def _theirs(place: Path) -> None:
+    """A file of plain faiss, with ids in no order."""
+    theirs = faiss.index_factory(D, "IVF8,SQ8")
+    theirs.train(X)
+    theirs.add_with_ids(X, np.random.default_rng(4).permutation(10 * N)[:N])
+    faiss.write_index(theirs, str(place / "theirs.faiss"))
+
+
+def _import(place: Path, tell: events.Observer) -> None:
+    try:
+        ooc.import_index(place / "theirs.faiss", place / "j.ooc", observer=tell)
+    except ooc.ConflictError:
+        if not (place / "j.ooc/CURRENT").exists():
+            raise
+        ooc.gc(place / "j.ooc")  # it was whole when it was killed: what is left is for the next change
+
+
 def _old_results(name: str) -> Callable[[Path], None]:
     def before(place: Path) -> None:
         built(place)
@@ -413,6 +431,14 @@ OPERATIONS: dict[str, Operation] = {
     "grow-h5": Operation(before=lambda place: None, run=_grow("g.h5"), looks=_grown("g.h5")),
     "grow-h5-again": Operation(before=_half_committed, run=_grow("g.h5"), looks=_grown("g.h5")),
     "grow-zarr": Operation(before=lambda place: None, run=_grow("g.zarr"), looks=_grown("g.zarr")),
+    "export": Operation(
+        before=lambda place: built(place, spill="on"),
+        run=lambda place, tell: ooc.export(
+            place / "i.ooc", place / "out.faiss", overwrite=True, observer=tell
+        ),
+        answers=("",),
+    ),
+    "import": Operation(before=_theirs, run=_import),
     "create-h5": Operation(before=lambda place: None, run=lambda place, tell: _whole(place)),
 }
 

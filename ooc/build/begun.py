@@ -18,7 +18,16 @@ from ooc.build.choose import Compared
 from ooc.build.glance import Glance
 from ooc.build.plan import Options, Plan, plan_store
 from ooc.build.shards import Numbered, format_numbers
-from ooc.durable import make_directory, read_json, remove_file, remove_tree, sync_directory, write_json
+from ooc.durable import (
+    make_directory,
+    partial_name,
+    read_json,
+    remove_file,
+    remove_files,
+    remove_tree,
+    sync_directory,
+    write_json,
+)
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.events import Note, Observer
 from ooc.index.layout import BuildLayout, Layout
@@ -125,7 +134,7 @@ def forget(layout: Layout) -> None:
         if scratch:
             place = BuildLayout(path.parent, Path(scratch))
             remove_tree(place.shards)  # what is ours, and nothing else
-            remove_file(place.sample)
+            remove_files([place.sample, partial_name(place.sample)])
             with contextlib.suppress(OSError):
                 disk.remove_directory(Path(scratch))
                 sync_directory(Path(scratch).parent)

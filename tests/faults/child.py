@@ -157,7 +157,7 @@ class NoMemory:
 
     def __enter__(self) -> NoMemory:
         for name, call in self._calls.items():
-            setattr(np, name, functools.partial(self._asked, name, call))
+            setattr(np, name, functools.wraps(call)(functools.partial(self._asked, name, call)))
         return self
 
     def __exit__(self, *_: object) -> None:

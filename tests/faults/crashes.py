@@ -89,7 +89,7 @@ def run(place: Path, said: dict[str, Any]) -> dict[str, Any]:
         case _:
             with ooc.open_index(index) as opened:
                 return opened.search_to(
-                    XQ.repeat(50, 0), place / f"to.{said['to']}", k=5, batch=40, overwrite=True
+                    XQ.repeat(50, 0), place / f"hits.{said['to']}", k=5, batch=40, overwrite=True
                 )
 
 
@@ -220,19 +220,20 @@ class Loop:
         for _ in range(kills):
             outcome = self.kill(said)
             if outcome.status == 0:
+                self.seen(after)
                 break
             assert outcome.status == -signal.SIGKILL, f"{said}: {outcome.status}\n{outcome.trace}"
             self.counts["kills"] += 1
             self.counts[f"kills of {said['command']}"] += 1
-            _, found = self.call("look")
+            found = self.seen(after)
             assert same(found, old) or same(found, new), (
                 f"{said} was killed: {found} is neither {old} nor {new}"
             )
             self.counts["openings after a kill"] += found is not None
-            if said["command"] in ("append", "upsert") and not same(found, old):
-                break  # it was published: of an array, the same again would be other rows
+            if self.over(said, found, new):
+                break
         began = time.monotonic()
-        if not (said["command"] in ("append", "upsert") and kills and same(self.call("look")[1], new)):
+        if not (kills and self.over(said, self.call("look")[1], new)):
             self.call("run", said)
         self.seconds[said["command"]] = time.monotonic() - began
         generation, found = self.call("look")
@@ -246,6 +247,18 @@ class Loop:
             self.past = {number: model for number, model in self.past.items() if number == generation}
             self.see_nothing_left()
         self.past = {one["generation"]: self.past[one["generation"]] for one in self.call("generations")}
+
+    def seen(self, after: Model | None) -> Any:
+        """What the index answers; a generation that was not there before is what the command makes."""
+        generation, found = self.call("look")
+        if generation is not None and generation not in self.past and after is not None:
+            self.past[generation] = copy.deepcopy(after)
+        return found
+
+    def over(self, said: dict[str, Any], found: Any, new: Any) -> bool:
+        """Whether an append came to its end: the same again would be other rows."""
+        left = any((self.place / "i.ooc/build").glob("*/plan.json"))
+        return said["command"] == "append" and not left and same(found, new)
 
     def kill(self, said: dict[str, Any]) -> Outcome:
         """Run it in a process that is killed at a random moment or step."""

@@ -39,7 +39,13 @@ def loaded() -> None:
     """What the server does before it forks: a build of few rows is otherwise all measuring of recall."""
     sizes._WITNESSES = 12
     warnings.simplefilter("ignore", ooc.RecallWarning)
-    for name in ("pyarrow.parquet", "ooc.evaluation.evaluate", "ooc.search.stream", "ooc.stores.convert"):
+    for name in (
+        "numpy.ma",
+        "pyarrow.parquet",
+        "ooc.evaluation.evaluate",
+        "ooc.search.stream",
+        "ooc.stores.convert",
+    ):
         importlib.import_module(name)
 
 

@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_at_any_stage(
                     raise
                 refused += 1
             (small / "filler").unlink(missing_ok=True)
-        assert refused >= (3 if where == "index" else 2)
+        assert refused >= (3 if where == "index" else 1)  # shards that are whole need no more room
         counted("disks that filled up", refused)
         ooc.build(store, index, scratch=scratch, **SETTINGS)
         assert tree(index) == tree(tmp_path / "whole")

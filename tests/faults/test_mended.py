@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -18,6 +19,7 @@ import pytest
 import ooc
 from ooc.durable import make_directory, sync_directory, write_bytes
 from ooc.stores.hdf5_journal import JournaledFile
+from ooc.testing.faults import Refuse, injected
 from ooc.types import FloatArray
 from tests.helpers import embeddings, killed, tree
 
@@ -82,6 +84,22 @@ def test_results_and_stores_are_the_same_bytes_whenever_they_are_written(
                 writer.append(rows[:30])
         time.sleep(2.1)  # archives tell two seconds apart
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_disk_that_is_full_at_any_write_of_results_is_told(
+    built: Path, rows: FloatArray, tmp_path: Path
+) -> None:
+    """An archive that cannot be closed once hid what had happened."""
+    refused = 0
+    with ooc.open_index(built) as opened:
+        for at in range(100):
+            full = Refuse(errno.ENOSPC, ("create", "write", "truncate"), at)
+            with contextlib.suppress(ooc.ResourceError), injected(full):
+                opened.search_to(rows[:50], tmp_path / "hits.npz", k=5)
+                break
+            assert not list(tmp_path.iterdir())
+            refused += 1
+    assert 5 < refused < 100
 
 
 @pytest.mark.parametrize("at", [("rmdir", 0, "ids"), ("unlink", 0, "zarr.json"), ("replace", 1, "hits.zarr")])

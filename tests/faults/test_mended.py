@@ -267,6 +267,16 @@ def test_a_file_that_is_read_in_pieces_is_read_whole(
     assert bytes(whole) == data
 
 
+def test_a_journal_that_cannot_be_removed_leaves_nothing_locked(rows: FloatArray, tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    writer = ooc.create_store(path, d=D)
+    writer.append(rows[:30])
+    with pytest.raises(ooc.OocError), injected(Refuse(errno.EIO, ("remove",))):
+        writer.close()
+    with ooc.create_store(path, d=D, append=True) as again:
+        assert again.n == 30
+
+
 def test_a_directory_that_cannot_be_flushed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 

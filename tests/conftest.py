@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 
 from ooc.types import AnyArray, FloatArray
 from tests.helpers import embeddings
+from tests.trust_counts import counted, pytest_terminal_summary
+
+__all__ = ["counted", "pytest_terminal_summary"]
 
 settings.register_profile(
     "ooc", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -5,17 +5,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from ooc import disk
 from ooc.build.choose import Compared
 from ooc.build.glance import Glance
 from ooc.build.plan import Options, Plan, plan_store
 from ooc.build.shards import Numbered, format_numbers
-from ooc.durable import make_directory, read_json, remove_file, remove_tree, sync_directory, write_json
+from ooc.durable import (
+    make_directory,
+    partial_name,
+    read_json,
+    remove_file,
+    remove_files,
+    remove_tree,
+    sync_directory,
+    write_json,
+)
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.events import Note, Observer
 from ooc.index.layout import BuildLayout, Layout
@@ -94,14 +106,25 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None, *, after: int |
             changed = dataclasses.replace(there.plan, on_bad=plan.on_bad)
             there = Begun(changed, there.build, there.after)
         return there
-    # A name of its own: several builds may share a scratch disk.
-    place = None if wanted is None else wanted / f"{layout.root.name}-{secrets.token_hex(6)}"
+    place = None if wanted is None else _place_in(wanted, layout)
     build = layout.build(plan.digest, place)
     if place is not None:
         make_directory(place)
     make_directory(build.root)
     write_json(build.plan, {**plan.to_record(), "scratch": str(place or ""), "after": after})
     return Begun(plan, build, after)
+
+
+def _place_in(scratch: Path, layout: Layout) -> Path:
+    """A directory for this build, of which one disk may have several.
+
+    The same one where a run was killed before its plan named it: then it is empty.
+    """
+    whose = xxhash.xxh3_64_hexdigest(f"{socket.gethostname()}:{layout.root}".encode())
+    place = scratch / f"{layout.root.name}-{whose[:12]}"
+    if place.exists() and any(place.iterdir()):
+        place = place.with_name(f"{layout.root.name}-{secrets.token_hex(6)}")
+    return place
 
 
 def forget(layout: Layout) -> None:
@@ -111,7 +134,7 @@ def forget(layout: Layout) -> None:
         if scratch:
             place = BuildLayout(path.parent, Path(scratch))
             remove_tree(place.shards)  # what is ours, and nothing else
-            remove_file(place.sample)
+            remove_files([place.sample, partial_name(place.sample)])
             with contextlib.suppress(OSError):
                 disk.remove_directory(Path(scratch))
                 sync_directory(Path(scratch).parent)

@@ -55,6 +55,7 @@ class _Sink(io.RawIOBase):
 
     def __init__(self, file: DurableFile) -> None:
         self._file: DurableFile | None = file
+        self._at = 0
 
     def drop(self) -> None:
         self._file = None
@@ -63,12 +64,13 @@ class _Sink(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._file.written if self._file else 0
+        return self._at
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         if self._file is not None:
             self._file.write(view)
+        self._at += len(view)
         return len(view)
 
 
@@ -90,7 +92,12 @@ class _Npz(HitWriter):
 
     def _member(self, name: str) -> IO[bytes]:
         member = self._archive.open(f"{name}.npy", "w", force_zip64=True)
-        member.write(npy_head(self.shape, self.columns[name]))
+        try:
+            member.write(npy_head(self.shape, self.columns[name]))
+        except BaseException:
+            self._sink.drop()
+            member.close()  # or the archive could not be closed
+            raise
         return member
 
     def _write(self, columns: Mapping[str, AnyArray]) -> None:

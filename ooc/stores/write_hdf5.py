@@ -127,11 +127,13 @@ class Hdf5Writer(ChunkedWriter):
                         journal.commit()
                         settled = True
         finally:
-            if journal is not None:
-                journal.close(settled=settled)
-            if self._lock >= 0:
-                os.close(self._lock)
-                self._lock = -1
+            lock, self._lock = self._lock, -1
+            try:
+                if journal is not None:
+                    journal.close(settled=settled)
+            finally:
+                if lock >= 0:
+                    os.close(lock)
 
 
 def _create(path: Path, name: str, d: int, dtype: np.dtype[Any], chunk_rows: int, compression: str) -> None:

@@ -23,7 +23,7 @@ from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.train import published_template
 from ooc.build.work import Work
 from ooc.durable import read_json
-from ooc.errors import ArgumentError, ConflictError, ResourceError
+from ooc.errors import ArgumentError, ConflictError, OocError, ResourceError
 from ooc.events import Note, Observer
 from ooc.index.generation import Entry, Origin, Part
 from ooc.index.layout import Layout
@@ -253,10 +253,14 @@ class _Run(Work):
                 figures = self.finish({**figures, **replaced})
         except BaseException:
             if not any(there.build.shards.glob("*.json")):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OocError, OSError):
                     forget(layout)  # nothing durable was made: leave nothing behind
             raise
-        forget(layout)
+        try:
+            forget(layout)
+        except (OocError, OSError) as error:  # the rows are in: who is told of an error appends them again
+            message = f"the rows are in the index; what was needed for it is left to the next change: {error}"
+            self._emit(Note(message=message, kind="left-over", level="warning"))
         return figures
 
     def _is_published(self, before: Live, plan: Plan, ids: IntArray | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -18,6 +19,7 @@ import pytest
 import ooc
 from ooc.durable import make_directory, sync_directory, write_bytes
 from ooc.stores.hdf5_journal import JournaledFile
+from ooc.testing.faults import Refuse, injected
 from ooc.types import FloatArray
 from tests.helpers import embeddings, killed, tree
 
@@ -68,27 +70,36 @@ def test_a_build_killed_at_its_first_file_goes_on(built: Path, base: Path, tmp_p
     assert tree(path) == tree(built)
 
 
-@pytest.mark.parametrize("name", ["hits.h5", "hits.npz", "hits.zarr", "hits.parquet"])
-def test_results_are_the_same_bytes_whenever_they_are_written(
-    name: str, built: Path, rows: FloatArray, tmp_path: Path
+def test_results_and_stores_are_the_same_bytes_whenever_they_are_written(
+    built: Path, rows: FloatArray, tmp_path: Path
 ) -> None:
-    with ooc.open_index(built) as opened:
-        for place in ("a", "b"):
-            (tmp_path / place).mkdir()
-            opened.search_to(rows[:100], tmp_path / place / name, k=5)
-            time.sleep(2.1)  # archives tell two seconds apart
+    stores: dict[str, dict[str, Any]] = {"n.h5": {"n": 30}, "x.h5": {}, "z.h5": {"compression": "gzip"}}
+    for place in (tmp_path / "a", tmp_path / "b"):
+        place.mkdir()
+        with ooc.open_index(built) as opened:
+            for name in ("hits.h5", "hits.npz", "hits.zarr", "hits.parquet"):
+                opened.search_to(rows[:100], place / name, k=5)
+        for name, options in stores.items():
+            with ooc.create_store(place / name, d=D, **options) as writer:
+                writer.append(rows[:30])
+        time.sleep(2.1)  # archives tell two seconds apart
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-@pytest.mark.parametrize("options", [{"n": 30}, {}, {"compression": "gzip"}])
-def test_hdf5_stores_are_the_same_bytes_whenever_they_are_written(
-    options: dict[str, Any], rows: FloatArray, tmp_path: Path
+def test_a_disk_that_is_full_at_any_write_of_results_is_told(
+    built: Path, rows: FloatArray, tmp_path: Path
 ) -> None:
-    for name in ("a.h5", "b.h5"):
-        with ooc.create_store(tmp_path / name, d=D, **options) as writer:
-            writer.append(rows[:30])
-        time.sleep(1.1)
-    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    """An archive that cannot be closed once hid what had happened."""
+    refused = 0
+    with ooc.open_index(built) as opened:
+        for at in range(100):
+            full = Refuse(errno.ENOSPC, ("create", "write", "truncate"), at)
+            with contextlib.suppress(ooc.ResourceError), injected(full):
+                opened.search_to(rows[:50], tmp_path / "hits.npz", k=5)
+                break
+            assert not list(tmp_path.iterdir())
+            refused += 1
+    assert 5 < refused < 100
 
 
 @pytest.mark.parametrize("at", [("rmdir", 0, "ids"), ("unlink", 0, "zarr.json"), ("replace", 1, "hits.zarr")])
@@ -254,6 +265,16 @@ def test_a_file_that_is_read_in_pieces_is_read_whole(
     file.readinto(memoryview(whole))
     file.close()
     assert bytes(whole) == data
+
+
+def test_a_journal_that_cannot_be_removed_leaves_nothing_locked(rows: FloatArray, tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    writer = ooc.create_store(path, d=D)
+    writer.append(rows[:30])
+    with pytest.raises(ooc.OocError), injected(Refuse(errno.EIO, ("remove",))):
+        writer.close()
+    with ooc.create_store(path, d=D, append=True) as again:
+        assert again.n == 30
 
 
 def test_a_directory_that_cannot_be_flushed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,165 @@
+"""Limits that are the system's own: a disk of a few MiB, one that may only be read, a cgroup that kills."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ooc
+from ooc.events import Event, StageStarted
+from tests.cli.process import environment
+from tests.helpers import embeddings, tree
+
+SETTINGS: dict[str, Any] = {
+    "factory": "IVF32,SQ8",
+    "shard_rows": 4096,
+    "copy_vectors": "always",
+    "threads": 2,
+}
+
+
+@contextlib.contextmanager
+def disk(path: Path, size: str) -> Iterator[Path]:
+    """A file system of its own in memory."""
+    path.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "ooc-test", path], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill_up(place: Path, stage: str) -> Callable[[Event], None]:
+    """An observer that takes all room but a little when a stage begins."""
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.stage == stage:
+            stat = os.statvfs(place)
+            with (place / "filler").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(stat.f_bavail * stat.f_frsize - 20_000, 1))
+
+    return observe
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "x.npy"
+    np.save(path, embeddings(10_000, 32))
+    return path
+
+
+@pytest.mark.parametrize("where", ["index", "scratch"])
+def test_a_disk_that_fills_up_at_any_stage(
+    where: str, store: Path, tmp_path: Path, counted: Callable[[str, int], None]
+) -> None:
+    ooc.build(store, tmp_path / "whole", **SETTINGS)
+    with disk(tmp_path / "disk", "8m") as small:
+        index = (small if where == "index" else tmp_path) / "i"
+        scratch = small if where == "scratch" else None
+        refused = 0
+        for stage in ("sample", "train", "fill", "merge", "calibrate", "publish"):
+            try:
+                ooc.build(store, index, scratch=scratch, observer=fill_up(small, stage), **SETTINGS)
+            except ooc.ResourceError as error:
+                if error.kind != "disk-full":
+                    raise
+                refused += 1
+            (small / "filler").unlink(missing_ok=True)
+        assert refused >= (3 if where == "index" else 1)  # shards that are whole need no more room
+        counted("disks that filled up", refused)
+        ooc.build(store, index, scratch=scratch, **SETTINGS)
+        assert tree(index) == tree(tmp_path / "whole")
+        assert [path.name for path in small.iterdir()] == (["i"] if where == "index" else [])
+
+
+@pytest.mark.parametrize("change", ["append", "compact", "delete"])
+def test_changes_on_a_disk_that_is_full(change: str, store: Path, tmp_path: Path) -> None:
+    x = embeddings(400, 32, seed=1)
+    with disk(tmp_path / "disk", "8m") as small:
+        index = small / "i"
+        ooc.build(store, index, factory="IVF32,SQ8")
+        ooc.append(index, x[:50])
+        before = tree(index)
+        changes: dict[str, Callable[[], Any]] = {
+            "append": lambda: ooc.append(index, x),
+            "compact": lambda: ooc.compact(index),
+            "delete": lambda: ooc.delete(index, np.arange(0, 10_000, 3)),
+        }
+        stat = os.statvfs(small)
+        with (small / "filler").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize)
+        with pytest.raises((ooc.ResourceError, ooc.PlanError)) as error:
+            changes[change]()
+        assert "disk" in error.value.kind
+        assert {name: digest for name, digest in tree(index).items() if name in before} == before
+        with ooc.open_index(index) as opened:
+            assert opened.generation == 2
+        (small / "filler").unlink()
+        assert changes[change]()["generation"] == 3
+
+
+def test_an_index_on_a_disk_that_may_only_be_read(store: Path, tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "8m") as small:
+        index = small / "i"
+        ooc.build(store, index, factory="IVF32,SQ8")
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        with ooc.open_index(index) as opened:
+            assert opened.search(np.zeros(32, np.float32), 3)[1].shape == (1, 3)
+        assert ooc.generations(index)[0]["live"]
+        for change in (
+            lambda: ooc.append(index, embeddings(10, 32)),
+            lambda: ooc.delete(index, np.arange(3)),
+            lambda: ooc.compact(index),
+            lambda: ooc.gc(index),
+            lambda: ooc.build(store, small / "j", factory="IVF32,SQ8"),
+            lambda: ooc.convert(store, small / "x.zarr"),
+            lambda: ooc.exact(store, embeddings(3, 32), k=3, out=small / "e.h5"),
+        ):
+            with pytest.raises(ooc.ResourceError) as error:
+                change()
+            assert error.value.kind == "not-writable"
+
+
+@pytest.mark.trust
+@pytest.mark.cgroup
+def test_a_build_that_the_kernel_kills_for_its_memory_goes_on(tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+    try:
+        measure = importlib.import_module("bench_measure")
+    finally:
+        sys.path.pop(0)
+    np.save(tmp_path / "x.npy", embeddings(400_000, 64))
+    settings: dict[str, Any] = {"factory": "IVF64,Flat", "memory": "1GiB", "threads": 2}
+    group = measure.Cgroup.make(f"ooc-faults.{os.getpid()}.{time.monotonic_ns()}")
+    if group is None:
+        pytest.skip("no cgroup may be made here")
+    try:
+        group.limit(180 << 20)
+        build = f"import ooc; ooc.build('x.npy', 'i', **{settings})"
+        command = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group.path / "cgroup.procs")]
+        killed = subprocess.run(
+            [*command, sys.executable, "-c", build], cwd=tmp_path, env=environment(), check=False
+        )
+        assert killed.returncode == -9
+        assert group.out_of_memory()
+    finally:
+        group.remove()
+    ooc.build(tmp_path / "x.npy", tmp_path / "i", **settings)
+    ooc.build(tmp_path / "x.npy", tmp_path / "whole", **settings)
+    assert tree(tmp_path / "i") == tree(tmp_path / "whole")

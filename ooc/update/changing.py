@@ -56,10 +56,12 @@ def clear(layout: Layout) -> Finished | None:
         if finished is not None:
             forget(layout)
             there = None
+    # Rows that are built anew are those of the live generation, or no longer those of the index.
+    kept = {layout.retraining(layout.live() or 0), *([] if there is None else [there.build.root])}
     for path in sorted(layout.builds.glob("*")):
-        if there is None or path != there.build.root:
+        if path not in kept:
             remove_tree(path)
-    if there is None:
+    if layout.builds.exists() and not any(layout.builds.iterdir()):
         remove_tree(layout.builds)
     for path in _from(layout.segments, following):
         _take_back(path, there)

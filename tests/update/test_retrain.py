@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import ooc
+from ooc.engine import sketch
 from ooc.events import Event, StageFinished
 from ooc.types import FloatArray
+from ooc.update import retrain
 from tests.helpers import embeddings, tree
 from tests.update.model import Model
 
@@ -133,6 +135,40 @@ def test_interrupted_it_leaves_the_index_and_goes_on(tmp_path: Path, rows: Float
     ooc.compact(path, retrain=True)
     model.check_at(path, queries)
     assert not (path / "build").exists()
+
+
+@pytest.mark.parametrize("step", ["_renumber", "copy_files", "write_bytes", "add_segment", "publish"])
+@pytest.mark.parametrize("after", [False, True])
+def test_interrupted_while_publishing_it_goes_on(
+    tmp_path: Path, rows: FloatArray, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    monkeypatch.setattr(sketch, "_SKETCH_FROM", 1)
+    monkeypatch.setattr(sketch, "_SKETCH_FROM_NLIST", 16)
+    x = rows[:4000]
+    ooc.build(x[:2000], tmp_path / "i.ooc", metric="l2", factory="HR,IVF64,RaBitQ")
+    ooc.append(tmp_path / "i.ooc", x[2000:])
+    ooc.delete(tmp_path / "i.ooc", [1, 2, 3000])
+    model = Model(x, "l2")
+    model.delete(np.array([1, 2, 3000]))
+    where: Any = retrain.Next if step in ("add_segment", "publish") else retrain
+    real = getattr(where, step)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if after:
+            real(*args, **kwargs)
+        raise RuntimeError("interrupted")
+
+    monkeypatch.setattr(where, step, failing)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        ooc.compact(tmp_path / "i.ooc", retrain=True)
+    monkeypatch.setattr(where, step, real)
+    model.check_at(tmp_path / "i.ooc", x[::700])
+    ooc.compact(tmp_path / "i.ooc", retrain=True)
+    model.check_at(tmp_path / "i.ooc", x[::700])
+    ooc.gc(tmp_path / "i.ooc")
+    model.check_at(tmp_path / "i.ooc", x[::700])
+    assert len(list((tmp_path / "i.ooc").glob("template*"))) == 1
+    assert not (tmp_path / "i.ooc" / "build").exists()
 
 
 def test_spilled_rows_and_rows_that_were_left_out(tmp_path: Path, rows: FloatArray) -> None:

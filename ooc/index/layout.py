@@ -14,6 +14,7 @@
       [generations/publishing]   the number of one that is being published
       generations/<n>.report.json   times and figures of the build that made it
       build/<digest>/          the build in the making; gone once it is published
+      [retrain/<n>/]           the live rows of a generation, while they are built anew
 
 All names inside are relative: the directory can be moved, copied, and mounted read-only.
 """
@@ -170,9 +171,10 @@ class Layout:
     def builds(self) -> Path:
         return self.root / "build"
 
-    def retraining(self, generation: int) -> Path:
-        """Where the live rows of a generation are built anew."""
-        return self.builds / f"retrain-{generation}"
+    @property
+    def retraining(self) -> Path:
+        """Where live rows are built anew, those of each generation in a directory named by its number."""
+        return self.root / "retrain"
 
     def build(self, digest: str, scratch: Path | None = None) -> BuildLayout:
         return BuildLayout(self.builds / digest, scratch)

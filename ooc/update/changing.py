@@ -56,13 +56,14 @@ def clear(layout: Layout) -> Finished | None:
         if finished is not None:
             forget(layout)
             there = None
-    # Rows that are built anew are those of the live generation, or no longer those of the index.
-    kept = {layout.retraining(layout.live() or 0), *([] if there is None else [there.build.root])}
     for path in sorted(layout.builds.glob("*")):
-        if path not in kept:
+        if there is None or path != there.build.root:
             remove_tree(path)
-    if layout.builds.exists() and not any(layout.builds.iterdir()):
+    if there is None:
         remove_tree(layout.builds)
+    for path in sorted(layout.retraining.glob("*")):
+        if path.name != str(layout.live()):  # of rows that are no longer those of the index
+            remove_tree(path)
     for path in _from(layout.segments, following):
         _take_back(path, there)
         remove_tree(path)

@@ -138,6 +138,7 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> None:
         if directory not in templates:
             remove_tree(directory)
     remove_files(layout.root.glob(".*.partial"))
+    remove_tree(layout.retraining)
     if layout.builds.exists():
         with contextlib.suppress(OSError):
             forget(layout)

@@ -70,7 +70,7 @@ def retrain(
         raise DataError(
             f"{layout.root} has no live rows to train with", kind="no-rows", hint="Append some first."
         )
-    place = layout.retraining(generation.number)
+    place = layout.retraining / str(generation.number)
     make_directory(place)
     inner = Layout(place / "index")
     numbers = _live_rows(before, place / "rows.npy") if before.dead.count else None
@@ -87,9 +87,7 @@ def retrain(
             _of(source.rows(), generation.row_end, numbers), inner.root, options, observer=observer, stop=stop
         )
     record = _publish(before, inner, numbers, SegmentLayout(place / "segment"), began, stop)
-    remove_tree(place)
-    if not any(layout.builds.iterdir()):
-        remove_tree(layout.builds)
+    remove_tree(layout.retraining)
     return record
 
 

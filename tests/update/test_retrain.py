@@ -83,6 +83,7 @@ def test_answers_and_ids_stay_and_the_index_lives_on(
         f"template{figures['generation']}"
     ]
     assert not (path / "build").exists()
+    assert not (path / "retrain").exists()
     with ooc.open_index(path) as index:
         assert (index.search(rows[N : N + 200], 1, recall=0.95)[1] >= 0).all()
     ooc.evaluate(path)
@@ -125,6 +126,7 @@ def test_interrupted_it_leaves_the_index_and_goes_on(tmp_path: Path, rows: Float
     ooc.compact(path, retrain=True, observer=note)
     model.check_at(path, queries)
     assert not (path / "build").exists()
+    assert not (path / "retrain").exists()
     if stage != "train":
         assert "train" not in seen
     # A change between makes it begin anew.
@@ -135,6 +137,7 @@ def test_interrupted_it_leaves_the_index_and_goes_on(tmp_path: Path, rows: Float
     ooc.compact(path, retrain=True)
     model.check_at(path, queries)
     assert not (path / "build").exists()
+    assert not (path / "retrain").exists()
 
 
 @pytest.mark.parametrize("step", ["_renumber", "copy_files", "write_bytes", "add_segment", "publish"])
@@ -168,7 +171,7 @@ def test_interrupted_while_publishing_it_goes_on(
     ooc.gc(tmp_path / "i.ooc")
     model.check_at(tmp_path / "i.ooc", x[::700])
     assert len(list((tmp_path / "i.ooc").glob("template*"))) == 1
-    assert not (tmp_path / "i.ooc" / "build").exists()
+    assert not (tmp_path / "i.ooc" / "retrain").exists()
 
 
 def test_spilled_rows_and_rows_that_were_left_out(tmp_path: Path, rows: FloatArray) -> None:

@@ -555,6 +555,9 @@ def compact(
     index: PathOrStr,
     *,
     auto: bool = False,
+    retrain: bool = False,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
     progress: bool = False,
     observer: Observer | None = None,
     stop: threading.Event | None = None,
@@ -563,11 +566,19 @@ def compact(
 
     No row is read, and no answer changes. Readers go on with the generation that they hold.
 
+    With ``retrain`` all live rows are read and built anew, under a template that is trained with them: for
+    an index whose rows are no longer of the kind that it was trained for, or many times as many. Ids stay.
+
     Parameters
     ----------
     index : path
     auto : bool
         Only where there are more than 8 segments, or more than a fifth of the rows in lists are dead.
+    retrain : bool
+        Train anew; with ``auto`` only where the rows that came since no longer fit (see ``info()``: recall
+        that is stale). Interrupted, the same call goes on, unless the index was changed meanwhile.
+    memory, threads
+        As for ``build``; with ``retrain``.
     progress, observer, stop
         As for ``build``.
 
@@ -575,7 +586,7 @@ def compact(
     -------
     dict
         JSON-ready: ``index``, ``generation``, ``compacted`` (segments that became one; 0 where there was
-        nothing to do), ``dropped`` (dead rows), ``rows``, ``seconds``.
+        nothing to do), ``trained``, ``dropped`` (dead rows), ``rows``, ``seconds``.
 
     Raises
     ------
@@ -587,7 +598,15 @@ def compact(
     from ooc.update.compact import compact as run
 
     with observer_for(progress) as display:
-        return run(index, auto=auto, observer=broadcast([display, observer]), stop=stop)
+        return run(
+            index,
+            auto=auto,
+            retrain=retrain,
+            memory=memory,
+            threads=threads,
+            observer=broadcast([display, observer]),
+            stop=stop,
+        )
 
 
 def generations(index: PathOrStr) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from ooc.types import PathOrStr
 if TYPE_CHECKING:
     from ooc.build.plan import Options, Plan
 
-__all__ = ["Reusable", "copy_template", "reusable"]
+__all__ = ["Reusable", "copy_files", "copy_template", "reusable"]
 
 _COPY_BYTES = 1 << 20
 _LISTS = re.compile(r"IVF\d+(_HNSW\d+)?")
@@ -51,7 +51,7 @@ def reusable(template: PathOrStr, options: Options, *, d: int) -> Reusable:
     PlanError
         It is for other dimensions, another metric or another code than asked for.
     """
-    layout = Layout.of(template)
+    layout = Layout.of(template).of_live()
     header = layout.read_header()
     record = _record(layout)
     if (header.d, header.metric) != (d, options.metric):
@@ -90,7 +90,20 @@ def copy_template(source: Layout, plan: Plan, layout: Layout) -> None:
     IndexDirError
         A file of it is missing, or is not what its record says.
     """
+    source = source.of_live()
     record = _record(source)
+    _copy_files(source, layout, record)
+    write_json(layout.train_record, {**record, "plan": plan.digest, "reused": plan.template})
+
+
+def copy_files(source: Layout, layout: Layout) -> None:
+    """Copy a template as it is, its record last; raises as ``copy_template``."""
+    record = _record(source)
+    _copy_files(source, layout, record)
+    write_json(layout.train_record, record)
+
+
+def _copy_files(source: Layout, layout: Layout, record: dict[str, Any]) -> None:
     make_directory(layout.template)
     for name, checksums in record["checksums"].items():
         path = source.template / Path(name).name
@@ -106,7 +119,6 @@ def copy_template(source: Layout, plan: Plan, layout: Layout) -> None:
                     )
         except FileNotFoundError:
             raise IndexDirError(f"{path} is missing", kind="index-damaged") from None
-    write_json(layout.train_record, {**record, "plan": plan.digest, "reused": plan.template})
 
 
 def _record(layout: Layout) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def update(
         measured = calibrate(
             searched,
             places,
-            read_spread(layout),
+            read_spread(before.layout),
             layout.sketch(made.number),
             witnesses,
             nearest,
@@ -146,7 +146,7 @@ def _row_bytes(before: Live, index: Index) -> int:
 
 def _check_memory(rows: Store, before: Live, searched: _Searched, count: int, memory_bytes: int) -> None:
     """As filling and calibrating take it, without a shard."""
-    code = before.generation.record["plan"]["factory"]
+    code = before.generation.factory
     sizes = Sizes(
         store=rows,
         n=searched.n,

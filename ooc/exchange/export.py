@@ -105,6 +105,7 @@ class _Run(Work):
         """Write the file; the figures."""
         segments, generation = view.segments, view.generation
         self._view, self._nprobe = view, min(nprobe or view.choice.defaults()["nprobe"], segments.nlist)
+        self.layout = self.layout.of_generation(generation.record)
         self._codec = Codec.load(self.layout.template_file)
         self._dead = view.dead if generation.unfinished_deletions else None
         spilled = segments.lists_per_row > 1

@@ -137,6 +137,11 @@ class Generation:
     dead_file: Mapping[str, Any] | None
 
     @property
+    def factory(self) -> str:
+        """What its lists are, as faiss reads it."""
+        return str(self.record.get("factory") or self.record["plan"]["factory"])
+
+    @property
     def row_end(self) -> int:
         """One more than the largest number of a row."""
         return self.parts[-1].stop_row

@@ -5,6 +5,7 @@
       CURRENT                  the number of the live generation; replaced atomically
       lock                     one publisher at a time; fillers have leases of their shards
       template/                template.faiss  centroids.npy  spread.npy  train.json
+      [template<n>/]           the same, of generations that were trained anew
       segments/<name>/         index.faiss  lists.ivfdata  [vectors.npy]  [scales.npy]
                                [keys.npy, or keys.utf8  key_offsets.npy]  [key_hashes.npy  key_rows.npy]
                                blocks.xxh3  segment.json
@@ -13,13 +14,16 @@
       [generations/publishing]   the number of one that is being published
       generations/<n>.report.json   times and figures of the build that made it
       build/<digest>/          the build in the making; gone once it is published
+      [retrain/<n>/]           the live rows of a generation, while they are built anew
 
 All names inside are relative: the directory can be moved, copied, and mounted read-only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,10 @@ SCALED = "scaled-rows"
 _KNOWN_FEATURES = frozenset({SPILL, SCALED})
 
 
+#: The directory of the first template; those that came later have a number behind it.
+_TEMPLATE = "template"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What ``ooc.json`` says."""
@@ -72,11 +80,38 @@ class Layout:
     """The paths of an index directory."""
 
     root: Path
+    #: The directory of the template: a generation that was trained anew names its own.
+    template_name: str = _TEMPLATE
 
     @classmethod
     def of(cls, path: PathOrStr) -> Layout:
         """The layout below ``path``, which need not exist."""
         return cls(Path(path).expanduser().absolute())
+
+    def of_generation(self, record: Mapping[str, Any]) -> Layout:
+        """The layout with the template that the record of a generation names.
+
+        Raises
+        ------
+        IndexDirError
+            It is no name of a template.
+        """
+        name = record.get("template", _TEMPLATE)
+        if not isinstance(name, str) or not re.fullmatch(_TEMPLATE + "[0-9]*", name):
+            raise IndexDirError(f"{self.root} names a template {name!r}", kind="index-damaged")
+        return replace(self, template_name=name)
+
+    def of_live(self) -> Layout:
+        """The layout with the template of the live generation; the first one where none was published."""
+        number = self.live()
+        if number is None:
+            return self
+        return self.of_generation(read_json(self.generation(number), what=f"generation {number}"))
+
+    @property
+    def templates(self) -> list[Path]:
+        """The directories of all templates that are there."""
+        return [path for path in self.root.glob(_TEMPLATE + "*") if path.is_dir()]
 
     @property
     def header(self) -> Path:
@@ -92,7 +127,7 @@ class Layout:
 
     @property
     def template(self) -> Path:
-        return self.root / "template"
+        return self.root / self.template_name
 
     @property
     def template_file(self) -> Path:
@@ -135,6 +170,11 @@ class Layout:
     @property
     def builds(self) -> Path:
         return self.root / "build"
+
+    @property
+    def retraining(self) -> Path:
+        """Where live rows are built anew, those of each generation in a directory named by its number."""
+        return self.root / "retrain"
 
     def build(self, digest: str, scratch: Path | None = None) -> BuildLayout:
         return BuildLayout(self.builds / digest, scratch)

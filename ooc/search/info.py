@@ -21,7 +21,7 @@ __all__ = ["figures", "recall"]
 def figures(layout: Layout, view: Opened) -> dict[str, Any]:
     """A JSON-ready mapping: sizes, lists, plan, training, store."""
     generation, record, segments = view.generation, view.record, view.segments
-    header = layout.read_header()
+    header, layout = layout.read_header(), layout.of_generation(record)
     sizes = segments.sizes
     even = evenness(sizes)
     counts, edges = np.histogram(sizes, bins=min(20, max(1, int(sizes.max()) - int(sizes.min()))))
@@ -36,7 +36,7 @@ def figures(layout: Layout, view: Opened) -> dict[str, Any]:
         "lists_per_row": segments.lists_per_row,
         "d": header.d,
         "metric": header.metric,
-        "factory": record["plan"]["factory"],
+        "factory": generation.factory,
         "nlist": segments.nlist,
         "code_size": segments.code_size,
         "generation": generation.number,

@@ -68,6 +68,7 @@ class Opened:
         try:
             self.generation = Generation.read(layout, number)
             self.record = self.generation.record
+            layout = self._layout = layout.of_generation(self.record)
             order = Order.read(layout, number, self.record, header.metric)
             layouts = [layout.segment(one.name) for one in self.generation.segments]
             self.segments = Segments(layouts, header.lists_per_row, order)

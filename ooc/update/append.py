@@ -208,7 +208,7 @@ class _Run(Work):
                 made = Next(before)
                 first_row, next_id = made.row_end, made.id_end
                 first_id: int | None = next_id
-                template = published_template(layout, plan.metric, rows=plan.n)
+                template = published_template(before.layout, plan.metric, rows=plan.n)
                 watched: dict[str, Any] = {"observer": self._emit, "stop": self._stop}
                 if options.keys is not None:
                     keep_keys(open_keys(options.keys), plan, there.build, stop=self._stop)

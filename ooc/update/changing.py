@@ -61,6 +61,9 @@ def clear(layout: Layout) -> Finished | None:
             remove_tree(path)
     if there is None:
         remove_tree(layout.builds)
+    for path in sorted(layout.retraining.glob("*")):
+        if path.name != str(layout.live()):  # of rows that are no longer those of the index
+            remove_tree(path)
     for path in _from(layout.segments, following):
         _take_back(path, there)
         remove_tree(path)

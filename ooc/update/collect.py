@@ -111,6 +111,7 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> None:
     staying: set[Path] = set()
     lists: set[str] = set()
     rows: set[str] = set()
+    templates: set[Path] = set()
     for number in kept:
         one = Generation.read(layout, number)
         staying |= {layout.generation(number), layout.report(number), layout.sketch(number)}
@@ -121,6 +122,7 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> None:
             staying.add(records / one.dead_file["file"])
         lists |= {entry.name for entry in one.segments}
         rows |= one.holding_rows
+        templates.add(layout.of_generation(one.record).template)
     # Records first: a generation whose files are gone is not there.
     remove_files([layout.generation(number) for number in gone])
     remove_files([path for path in records.glob("*") if path not in staying])
@@ -132,7 +134,11 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> None:
             remove_files([path for path in directory.glob("*") if path not in place.of_rows])
         else:
             remove_tree(directory)
+    for directory in layout.templates:
+        if directory not in templates:
+            remove_tree(directory)
     remove_files(layout.root.glob(".*.partial"))
+    remove_tree(layout.retraining)
     if layout.builds.exists():
         with contextlib.suppress(OSError):
             forget(layout)

@@ -16,18 +16,21 @@ import numpy as np
 
 from ooc.build.merge import write_record
 from ooc.build.sizes import COPY_BYTES
-from ooc.durable import DurableFile, make_directory, remove_tree
+from ooc.durable import DurableFile, make_directory, read_json, remove_tree
 from ooc.engine import Codec
 from ooc.errors import ResourceError, Stopped
 from ooc.events import Finished, Note, Observer, Stage, Started, ignore, stage
+from ooc.index.drift import stale
 from ooc.index.generation import Entry
 from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.lists import ID_BYTES, evenness, interleave
 from ooc.index.live_lists import LiveLists
 from ooc.index.segment import Segments
 from ooc.types import PathOrStr
+from ooc.units import DEFAULT_MEMORY
 from ooc.update.changing import changing
 from ooc.update.publish import Live, Next
+from ooc.update.retrain import retrain as retrained
 
 __all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact", "due"]
 
@@ -40,6 +43,9 @@ def compact(
     index: PathOrStr,
     *,
     auto: bool = False,
+    retrain: bool = False,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
     observer: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
@@ -47,6 +53,10 @@ def compact(
     layout, tell = Layout.of(index), observer or ignore
     with changing(layout) as before:
         generation = before.generation
+        if retrain and (not auto or _outgrown(before)):
+            began = time.monotonic()
+            record = retrained(before, memory=memory, threads=threads, observer=observer, stop=stop)
+            return _figures(before, record, seconds=time.monotonic() - began, trained=True)
         if not due(before, auto=auto):
             message = "there is nothing to compact" + (" yet" if auto else "")
             tell(Note(message=message, kind="nothing-to-compact"))
@@ -86,6 +96,13 @@ def due(before: Live, *, auto: bool) -> bool:
     return len(segments) > 1 or dead > 0
 
 
+def _outgrown(before: Live) -> bool:
+    """Whether rows came that the template does not fit, or so many that recall is no longer known."""
+    places = [before.layout.segment(one.name) for one in before.generation.segments]
+    records = [read_json(place.record, what="the segment's record") for place in places]
+    return stale(before.generation.record, records) is not None
+
+
 def _bytes(before: Live) -> int:
     return sum(
         before.layout.segment(one.name).lists.stat().st_size for one in before.generation.segments if one.rows
@@ -97,7 +114,7 @@ def _merge(before: Live, place: SegmentLayout, at: Stage, stop: threading.Event 
     layout, lists_per_row = before.layout, before.header.lists_per_row
     layouts = [layout.segment(one.name) for one in before.generation.segments]
     dead = before.dead if before.generation.unfinished_deletions else None
-    codec = Codec.load(layout.template_file)
+    codec = Codec.load(before.layout.template_file)
     with contextlib.closing(Segments(layouts, lists_per_row)) as segments:
         in_file, records = segments.in_segments, [one.record for one in segments.each]
         first = records[0]
@@ -132,12 +149,13 @@ def _error(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {"assignment_error": total / rows} if rows else {}
 
 
-def _figures(before: Live, record: Any, *, seconds: float) -> dict[str, Any]:
+def _figures(before: Live, record: Any, *, seconds: float, trained: bool = False) -> dict[str, Any]:
     segments = before.generation.segments
     return {
         "index": str(before.layout.root),
         "generation": record["generation"],
         "compacted": len(segments) if record["generation"] != before.generation.number else 0,
+        "trained": trained,
         "dropped": sum(one.dead for one in segments),
         "rows": before.generation.rows,
         "seconds": seconds,

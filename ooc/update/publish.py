@@ -69,6 +69,7 @@ def live(layout: Layout) -> Live:
             hint="Run the same `ooc build` again: it goes on where it ended.",
         )
     generation = Generation.read(layout, number)
+    layout = layout.of_generation(generation.record)
     return Live(layout=layout, header=header, generation=generation, dead=generation.read_dead(layout))
 
 

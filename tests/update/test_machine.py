@@ -160,6 +160,11 @@ class Changes(RuleBasedStateMachine):
     def compact(self) -> None:
         self.changed(ooc.compact(self.path)["generation"])
 
+    @precondition(lambda self: self.model.vectors)
+    @rule()
+    def train_anew(self) -> None:
+        self.changed(ooc.compact(self.path, retrain=True)["generation"])
+
     @rule()
     def collect(self) -> None:
         ooc.gc(self.path)

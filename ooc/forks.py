@@ -11,21 +11,29 @@ from __future__ import annotations
 import os
 import sys
 
-__all__: list[str] = []
+__all__ = ["faiss_library"]
 
 #: OpenMP's ``omp_pause_soft``: give the threads up, keep the settings.
 _PAUSE_SOFT = 1
 
 
+def faiss_library() -> str | None:
+    """faiss's compiled part, where it was loaded.
+
+    Through it faiss's own OpenMP is found, wherever and under whatever name that was installed.
+    """
+    native = next((m for name, m in sys.modules.items() if name.startswith("faiss._swigfaiss")), None)
+    return None if native is None else native.__file__
+
+
 def _dissolve_team() -> None:
     """End the OpenMP threads of the calling thread, where faiss was loaded."""
-    native = next((m for name, m in sys.modules.items() if name.startswith("faiss._swigfaiss")), None)
-    if native is None or native.__file__ is None:
+    library = faiss_library()
+    if library is None:
         return
     import ctypes
 
-    # faiss's own OpenMP is found through it, wherever and under whatever name it was installed.
-    pause = getattr(ctypes.CDLL(native.__file__), "omp_pause_resource_all", None)  # since OpenMP 5.0
+    pause = getattr(ctypes.CDLL(library), "omp_pause_resource_all", None)  # since OpenMP 5.0
     if pause is not None:
         pause(_PAUSE_SOFT)
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from ooc.types import FloatArray, IntArray
 
-__all__ = ["first_places", "narrow", "normalise", "pick", "places", "widen"]
+__all__ = ["SHORT", "first_places", "narrow", "normalise", "pick", "places", "widen"]
 
 _T = TypeVar("_T", bound=np.generic)
 
 #: The largest bits of a finite float32 that rounds to a finite bfloat16.
 _MOST = np.uint32(0x7F7F7FFF)
 #: Numbers that Python sorts about as quickly as numpy.
-_SHORT = 256
+SHORT = 256
 _SIGN = np.uint32(0x80000000)
 
 
@@ -73,7 +73,7 @@ def first_places(key: NDArray[_T], count: int) -> IntArray:
     Of one short line Python's own sort finds them: numpy's lets go of Python's lock, and each time it is let
     go another thread wakes up, which takes longer than the sort.
     """
-    if len(key) == 1 and key.shape[1] <= _SHORT:
+    if len(key) == 1 and key.shape[1] <= SHORT:
         values = key[0].tolist()
         return np.array([sorted(range(len(values)), key=values.__getitem__)[:count]], np.int64)
     return np.argsort(key, axis=1)[:, :count]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import sys
 from collections.abc import Callable, Iterator
 
 import faiss
+
+from ooc.forks import faiss_library
 
 __all__ = ["one_thread", "threads_limited"]
 
@@ -18,10 +19,8 @@ def _runtime() -> tuple[Callable[[], int], Callable[[int], None]]:
     faiss's let go of Python's lock, as all of its calls do. Each time it is let go another thread wakes up,
     which takes longer than the call, and a search makes three of these.
     """
-    native = next((m for name, m in sys.modules.items() if name.startswith("faiss._swigfaiss")), None)
     try:
-        # faiss's own OpenMP is found through it, wherever and under whatever name it was installed.
-        library = ctypes.PyDLL(str(native.__file__))  # type: ignore[union-attr]
+        library = ctypes.PyDLL(str(faiss_library()))
         most, limit = library.omp_get_max_threads, library.omp_set_num_threads
     except (AttributeError, OSError):
         return faiss.omp_get_max_threads, faiss.omp_set_num_threads

@@ -60,6 +60,7 @@ def code_distances(
         coarse = np.square(q).sum(axis=1)[:, None] - 2 * (q @ c.T) + np.square(c).sum(axis=1)
     else:
         coarse = q @ c.T
+    coarse = np.ascontiguousarray(coarse, np.float32)
     every = np.tile(np.arange(codec.nlist), (len(q), 1))
     found = faiss.RangeSearchResult(len(q))
     ivf.range_search_preassigned_c(
@@ -67,7 +68,7 @@ def code_distances(
         faiss.swig_ptr(q),
         _FAR if metric == "l2" else -_FAR,
         faiss.swig_ptr(every),
-        faiss.swig_ptr(np.ascontiguousarray(coarse, np.float32)),
+        faiss.swig_ptr(coarse),
         found,
         False,
         faiss.SearchParametersIVF(nprobe=codec.nlist),

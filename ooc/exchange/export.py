@@ -54,27 +54,9 @@ def export(
     layout = Layout.of(index)
     if nprobe is not None:
         check_at_least("nprobe", nprobe, 1)
-    with contextlib.closing(_open(layout)) as view:
+    with contextlib.closing(Opened.newest(layout, layout.read_header(), Budget.of(None))) as view:
         target = _target(path, layout, overwrite=overwrite)
         return _Run("export", layout, observer, stop).write(view, target, nprobe)
-
-
-def _open(layout: Layout) -> Opened:
-    """The live generation, held as a reader holds it."""
-    while True:
-        number = layout.live() if layout.is_index() else None
-        header = layout.read_header()
-        if number is None:
-            raise IndexDirError(
-                f"the index {layout.root} was not finished",
-                kind="index-unfinished",
-                hint="Run the same `ooc build` again: it goes on where it ended.",
-            )
-        try:
-            return Opened(layout, header, number, Budget.of(None), None)
-        except IndexDirError:
-            if layout.live() == number:
-                raise
 
 
 def _target(path: PathOrStr, layout: Layout, *, overwrite: bool) -> Path:

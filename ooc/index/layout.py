@@ -259,6 +259,23 @@ class Layout:
         """The live generation's number; None before the first was published."""
         return _number_in(self.current)
 
+    def published(self) -> int:
+        """The live generation's number.
+
+        Raises
+        ------
+        IndexDirError
+            None was published yet.
+        """
+        number = self.live()
+        if number is None:
+            raise IndexDirError(
+                f"the index {self.root} was not finished",
+                kind="index-unfinished",
+                hint="Run the same `ooc build` again: it goes on where it ended.",
+            )
+        return number
+
     def numbers(self) -> list[int]:
         """The numbers of the generations that were published and are there, ascending."""
         unpublished = self.unpublished()

@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ooc.types import FloatArray, IntArray, Metric
-from ooc.vectors import pick
+from ooc.vectors import SHORT, pick
 
 __all__ = ["best", "merge_best", "once", "worst"]
-
-#: Numbers that Python sorts about as quickly as numpy.
-_SHORT = 256
 
 
 def worst(metric: Metric) -> float:
@@ -27,7 +24,7 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
         Distances and the ids they belong to; entries with id -1 are not there.
     """
     m = found.shape[1]
-    if len(found) == 1 and m <= _SHORT:
+    if len(found) == 1 and m <= SHORT:
         return _best_of_one(found[0], ids[0], k, metric)
     key = found if metric == "l2" else -found
     key = np.where(ids >= 0, key, np.inf)

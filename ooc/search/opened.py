@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Mapping
+from typing import Self
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Opened:
         header: Header,
         number: int,
         budget: Budget,
-        moved: StoreLike | Mapping[str, StoreLike] | None,
+        moved: StoreLike | Mapping[str, StoreLike] | None = None,
     ) -> None:
         self._layout, self._hold = layout, Hold(layout.generation(number))
         try:
@@ -104,6 +105,23 @@ class Opened:
         )
         #: What filters allow in numbers of rows, by the filters.
         self._allowed: weakref.WeakKeyDictionary[Filter, Filter] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def newest(
+        cls,
+        layout: Layout,
+        header: Header,
+        budget: Budget,
+        moved: StoreLike | Mapping[str, StoreLike] | None = None,
+    ) -> Self:
+        """The live generation. One that goes while it is opened was replaced: then the next one."""
+        while True:
+            number = layout.published()
+            try:
+                return cls(layout, header, number, budget, moved)
+            except IndexDirError:
+                if layout.live() == number:
+                    raise
 
     def _check(self, header: Header) -> None:
         segments = self.segments

@@ -58,7 +58,8 @@ def distances(
         Is told rows, bytes and reads.
     """
     budget = budget or Budget.of(None)
-    if len(ids) == 1 and ids.shape[1] <= _UNASKED and not ahead():
+    asks = ahead()
+    if len(ids) == 1 and ids.shape[1] <= _UNASKED and not asks:
         at_once = _where_they_lie(xq, ids, store, metric, trace)
         if at_once is not None:
             return at_once
@@ -80,7 +81,7 @@ def distances(
     first = asked = 0  # rows that were compared, and that were asked for
     while first < len(unique):
         # The next wave is on its way while this one is compared.
-        if ahead() and asked < len(unique):
+        if asks and asked < len(unique):
             soon = unique[max(asked, first) : first + 2 * most]
             trace.add(row_reads=store.will_take(soon))
             asked = max(asked, first) + len(soon)
@@ -108,6 +109,7 @@ def distances(
         if drops:
             store.forget(int(rows[0]), int(rows[-1]) + 1)
         first += len(rows)
+        asks = first < len(unique) and ahead()
     return out
 
 

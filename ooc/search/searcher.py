@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 
 from ooc.engine import threads_limited
-from ooc.errors import ArgumentError, IndexDirError
+from ooc.errors import ArgumentError
 from ooc.index.layout import Layout
 from ooc.index.lists import ID_BYTES
 from ooc.search.budget import Budget
@@ -115,21 +115,8 @@ class Index:
         self._opened: Opened | None = self._open()
 
     def _open(self) -> Opened:
-        """The live generation. One that goes while it is opened was replaced: then the next one."""
-        while True:
-            number = self._layout.live()
-            if number is None:
-                raise IndexDirError(
-                    f"the index {self._layout.root} was not finished",
-                    kind="index-unfinished",
-                    hint="Run the same `ooc build` again: it goes on where it ended.",
-                )
-            self._published = _stamp(self._layout)
-            try:
-                return Opened(self._layout, self._header, number, self._budget, self._moved)
-            except IndexDirError:
-                if self._layout.live() == number:
-                    raise
+        self._published = _stamp(self._layout)  # before: what is published meanwhile is newer
+        return Opened.newest(self._layout, self._header, self._budget, self._moved)
 
     def refresh(self) -> bool:
         """Move to the newest generation, if there is a newer one; whether there was.

@@ -8,7 +8,7 @@ from typing import Any
 
 from ooc.build.begun import forget
 from ooc.durable import read_json, remove_files, remove_tree
-from ooc.errors import ArgumentError, IndexDirError, ResourceError
+from ooc.errors import ArgumentError, ResourceError
 from ooc.index.generation import Generation
 from ooc.index.layout import Layout
 from ooc.index.lock import is_held, publisher
@@ -78,13 +78,7 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
     if keep < 0:
         raise ArgumentError(f"keep must be at least 0, not {keep}", kind="keep")
     with publisher(layout.lock):
-        current = layout.live()
-        if current is None:
-            raise IndexDirError(
-                f"the index {layout.root} was not finished",
-                kind="index-unfinished",
-                hint="Run the same `ooc build` again: it goes on where it ended.",
-            )
+        current = layout.published()
         there_bytes = _bytes(layout)
         clear(layout)
         there = layout.numbers()

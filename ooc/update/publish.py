@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from ooc.durable import make_directory, remove_tree, rename, write_bytes
-from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.generation import Entry, Generation, Part
 from ooc.index.layout import Header, Layout, SegmentLayout
@@ -61,14 +60,8 @@ def live(layout: Layout) -> Live:
     IndexDirError
         There is no index, it was not finished, or it is damaged.
     """
-    header, number = layout.read_header(), layout.live()
-    if number is None:
-        raise IndexDirError(
-            f"the index {layout.root} was not finished",
-            kind="index-unfinished",
-            hint="Run the same `ooc build` again: it goes on where it ended.",
-        )
-    generation = Generation.read(layout, number)
+    header = layout.read_header()
+    generation = Generation.read(layout, layout.published())
     layout = layout.of_generation(generation.record)
     return Live(layout=layout, header=header, generation=generation, dead=generation.read_dead(layout))
 

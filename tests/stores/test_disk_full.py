@@ -60,6 +60,10 @@ def open_files() -> int:
 @pytest.mark.parametrize("name", TARGETS)
 def test_conversion_that_comes_to_nothing_leaves_nothing(tmp_path: Path, name: str, limit: int) -> None:
     np.save(tmp_path / "src.npy", X)
+    # Once before: libraries keep what they open when they are first used, and so count as a file left open.
+    convert(tmp_path / "src.npy", tmp_path / name, **TARGETS[name])
+    made = tmp_path / name.partition("::")[0]
+    shutil.rmtree(made) if made.is_dir() else made.unlink()
     before = open_files()
     with no_file_beyond(limit), pytest.raises(ooc.ResourceError, match=name.partition("::")[0]):
         convert(tmp_path / "src.npy", tmp_path / name, **TARGETS[name])

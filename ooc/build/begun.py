@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import secrets
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +184,17 @@ def _earlier(layout: Layout) -> tuple[Mapping[str, Any] | None, bool, tuple[Comp
     return there.plan.identity, there.plan.chosen, there.plan.compared
 
 
-def plan_again(store: Store, layout: Layout, options: Options, glance: Glance, observer: Observer) -> Plan:
+def plan_again(
+    store: Store,
+    layout: Layout,
+    options: Options,
+    glance: Glance,
+    observer: Observer,
+    stop: threading.Event | None = None,
+) -> Plan:
     """The plan; for as many rows as an earlier run had, where the store has grown since.
+
+    When ``stop`` is set, ``Stopped`` is raised.
 
     Raises
     ------
@@ -193,14 +203,14 @@ def plan_again(store: Store, layout: Layout, options: Options, glance: Glance, o
     """
     earlier, chosen, compared = _earlier(layout)
     if earlier is None:
-        return plan_store(store, options, glance=glance)
+        return plan_store(store, options, glance=glance, stop=stop)
     again = options
     if chosen and options.factory is None and options.template is None:
         # It was measured, and would be again.
         again = dataclasses.replace(options, factory=earlier["factory"])
-    plan = plan_store(store, again, glance=glance)
+    plan = plan_store(store, again, glance=glance, stop=stop)
     if earlier["n"] < store.n:
-        prefix = plan_store(store, again, n=earlier["n"])
+        prefix = plan_store(store, again, n=earlier["n"], stop=stop)
         if prefix.fingerprint == earlier["fingerprint"]:
             message = (
                 f"the store has grown by {store.n - prefix.n} rows since this build began; "

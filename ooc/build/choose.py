@@ -14,6 +14,7 @@ Nothing of this is timed: the same rows, metric and seed give the same code.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from ooc.build.glance import QUERIES
 from ooc.build.kmeans import kmeans
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import ID_BYTES, code_distances
-from ooc.errors import PlanError
+from ooc.errors import PlanError, Stopped
 from ooc.search.promise import PAGE_BYTES
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.vectors import places
@@ -88,6 +89,7 @@ def choose_code(
     n: int,
     row_bytes: int,
     queries: FloatArray | None = None,
+    stop: threading.Event | None = None,
 ) -> tuple[Compared, ...]:
     """The codes that were compared, from the smallest on; one of them is chosen.
 
@@ -105,6 +107,8 @@ def choose_code(
         Bytes of a row where a search reads it.
     queries : (q, d) float32, optional
         Those that will be asked, prepared for the metric; default: rows.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
     """
     codes = _codes(n, rows.shape[1], metric)
     x = rows
@@ -120,7 +124,7 @@ def choose_code(
         none = Compared(code=text, code_size=size, nprobe=1, candidates=_K, list_bytes=0, row_bytes=0)
         return (replace(none, chosen=True),)
     with workers(threads) as pool:
-        return _compared(codes, _Few(x, xq, metric, seed, n, threads, pool), row_bytes)
+        return _compared(codes, _Few(x, xq, metric, seed, n, threads, pool, stop), row_bytes)
 
 
 def _codes(n: int, d: int, metric: Metric) -> list[tuple[str, int, int]]:
@@ -188,9 +192,10 @@ class _Few:
         n: int,
         threads: int,
         pool: Pool,
+        stop: threading.Event | None,
     ) -> None:
         self.n, self._x, self._xq, self._metric, self._seed = n, x, xq, metric, seed
-        self._threads, self._pool = threads, pool
+        self._threads, self._pool, self._stop = threads, pool, stop
         #: How far rows are, the nearest with the least; and which they are.
         self._far = _far(xq, x, metric)
         depth = min(max(_DEPTHS), len(x) - 1)
@@ -211,7 +216,7 @@ class _Few:
             self._metric,
             self._seed,
             self._pool,
-            progress=lambda done: None,
+            progress=lambda done: Stopped.raise_if(self._stop),
             threads=self._threads,
         )
         return _InLists.of(centroids, self._x, self._xq, self._near, self._metric)
@@ -229,6 +234,7 @@ class _Few:
         factory = parse_factory(code, n=self.n, d=self._x.shape[1], metric=metric, nlist=fine.count)
 
         def by_code(some: slice) -> FloatArray:
+            Stopped.raise_if(self._stop)
             found = code_distances(
                 factory.text, metric, self._seed, fine.centroids, self._x, fine.list_nos, self._xq[some]
             )

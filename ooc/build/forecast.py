@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from ooc.build.footprint import footprint
@@ -30,7 +31,9 @@ _COPIED = 1 / 800e6
 _SOON_SECONDS = 2.0
 
 
-def forecast(store: Store, plan: Plan, glance: Glance, began: float) -> Forecast:
+def forecast(
+    store: Store, plan: Plan, glance: Glance, began: float, stop: threading.Event | None = None
+) -> Forecast:
     """What a build of a plan takes; speeds are measured where that is worth it.
 
     Parameters
@@ -41,13 +44,15 @@ def forecast(store: Store, plan: Plan, glance: Glance, began: float) -> Forecast
         Rows of it.
     began : float
         When planning began, by ``time.monotonic``: what it took so far is part of the build.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
     """
     release_free_memory()
     # Before anything is measured: what threads leave behind by that, they will need again.
     memory = footprint(plan, store, private_bytes())
     speed = usual(plan)
     if sum(seconds(plan, speed).values()) > _SOON_SECONDS:
-        speed = measured(store, plan, glance)
+        speed = measured(store, plan, glance, stop)
     return Forecast(
         seconds={**seconds(plan, speed), "plan": time.monotonic() - began},
         memory_bytes=max(memory.values()),

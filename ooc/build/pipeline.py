@@ -67,15 +67,21 @@ from ooc.units import DEFAULT_MEMORY
 __all__ = ["build", "fill", "merge", "plan", "train"]
 
 
-def plan(store: StoreLike, options: Options, *, index: PathOrStr | None = None) -> Plan:
+def plan(
+    store: StoreLike,
+    options: Options,
+    *,
+    index: PathOrStr | None = None,
+    stop: threading.Event | None = None,
+) -> Plan:
     """What a build will do and cost; see ``ooc.plan``, which takes the options one by one."""
     began = time.monotonic()
     with open_store(store) as opened:
         glance = Glance(opened, options.metric, options.seed)
-        made = plan_store(opened, options, glance=glance)
+        made = plan_store(opened, options, glance=glance, stop=stop)
         if index is not None:
             check_disk(Path(index), needed=made.peak_disk_bytes)
-        return dataclasses.replace(made, forecast=forecast(opened, made, glance, began))
+        return dataclasses.replace(made, forecast=forecast(opened, made, glance, began, stop))
 
 
 @ResourceError.if_refused("building")
@@ -222,7 +228,7 @@ class _Run(Work):
         """Plan, claim the directory, and run the stages as its one publisher."""
         with self._memory:
             glance = Glance(self._store, options.metric, options.seed)
-            plan = plan_again(self._store, self.layout, options, glance, self._emit)
+            plan = plan_again(self._store, self.layout, options, glance, self._emit, self._stop)
             fresh = not self.layout.is_index()
             if not fresh and self.layout.live() is not None:
                 self._clear()
@@ -231,7 +237,7 @@ class _Run(Work):
             check_room(self.layout, plan, scratch)
             there = None if fresh else begun(self.layout)
             expected = None if there is None else there.plan.forecast
-            expected = expected or forecast(self._store, plan, glance, self._began)
+            expected = expected or forecast(self._store, plan, glance, self._began, self._stop)
             plan = dataclasses.replace(plan, forecast=expected)
             del glance
         # Refuses what is not ours.

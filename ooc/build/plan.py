@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,11 +285,12 @@ def plan_store(
     n: int | None = None,
     trained: bool = False,
     glance: Glance | None = None,
+    stop: threading.Event | None = None,
 ) -> Plan:
     """The plan for the first ``n`` rows (default: all) of an open store, without a forecast.
 
     Where it is ``trained`` already, the budget need not suffice for training. ``glance`` has rows of the
-    store by which a code is chosen where none is named.
+    store by which a code is chosen where none is named. When ``stop`` is set, ``Stopped`` is raised.
     """
     engine.check_platform()
     reused = None if options.template is None else reusable(options.template, options, d=opened.d)
@@ -319,6 +321,7 @@ def plan_store(
             n=n,
             row_bytes=_row_bytes(opened.d, opened.dtype.name, copy_dtype if copies else "store"),
             queries=given,
+            stop=stop,
         )
         code = next(one.code for one in compared if one.chosen)
     # A template has as many lists as it has, however few rows come to it.

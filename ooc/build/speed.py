@@ -7,6 +7,7 @@ is as soon done as measured, and the usual speeds stand for it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ooc.build.train import Template
 from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import Codec, sketched
+from ooc.errors import Stopped
 from ooc.stores import Block, Store
 from ooc.types import FloatArray, IntArray
 from ooc.vectors import narrow, widen
@@ -94,16 +96,16 @@ def usual(plan: Plan) -> Speed:
     )
 
 
-def measured(store: Store, plan: Plan, glance: Glance) -> Speed:
+def measured(store: Store, plan: Plan, glance: Glance, stop: threading.Event | None = None) -> Speed:
     """As this machine does it now, in a part of a second or a few seconds.
 
     The usual for a code that has to be trained on more rows than are read here: PQ, and what follows PCA or
-    OPQ.
+    OPQ. When ``stop`` is set, ``Stopped`` is raised.
     """
     codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
     if not (codec.transforms_trained and codec.trained_soon):
         return usual(plan)
-    rows = _Bits(_rows(plan, glance))
+    rows = _Bits(_rows(plan, glance), stop)
     every = Pass(rows=rows.n, anew=True, searched=rows.n)
     again = Pass(rows=rows.n, anew=False, searched=0)
     with workers(plan.threads) as pool:
@@ -121,12 +123,13 @@ def measured(store: Store, plan: Plan, glance: Glance) -> Speed:
         codec.set_centroids(codec.transform(centroids))
         if codec.code_needs_rows:
             codec.train_code(codec.transform(rows.take(np.arange(min(BLOCK_ROWS, rows.n)))))
+        Stopped.raise_if(stop)
         template = Template(codec=codec, assigner=Assigner(centroids, plan.metric))
         first, second = zip(rows.begun, rows.ended, strict=True)
         begin, move = first[0] - began, second[0] - first[1]
         return Speed(
             pick=glance.seconds,
-            read=_read(store, plan),
+            read=_read(store, plan, stop),
             encode=_encoding(plan, template, rows, pool),
             search=(first[1] - first[0]) / rows.n,
             compare=(second[1] - second[0]) / rows.n,
@@ -150,7 +153,8 @@ def _rows(plan: Plan, glance: Glance) -> FloatArray:
 class _Bits:
     """Rows as k-means reads those of a sample; knows when each pass began and ended."""
 
-    def __init__(self, x: FloatArray) -> None:
+    def __init__(self, x: FloatArray, stop: threading.Event | None) -> None:
+        self._stop = stop
         self.n, self.d = x.shape
         self._bits = narrow(x)
         self.begun: list[float] = []
@@ -166,6 +170,7 @@ class _Bits:
 
     def told(self, done: int) -> None:
         """The progress of k-means."""
+        Stopped.raise_if(self._stop)
         if done % self.n == 0:
             self.ended.append(time.perf_counter())
 
@@ -197,7 +202,7 @@ def _encoding(plan: Plan, template: Template, rows: _Bits, pool: Pool) -> float:
     return alone + asked * plan.witnesses / some
 
 
-def _read(store: Store, plan: Plan) -> float:
+def _read(store: Store, plan: Plan, stop: threading.Event | None) -> float:
     """Seconds for a row that is read in order."""
     n = plan.n
     rows = max(1, min(_READ_BYTES // store.row_bytes, n // _ONE_OF))
@@ -211,6 +216,7 @@ def _read(store: Store, plan: Plan) -> float:
     began, total = time.perf_counter(), 0
     for begin in places.tolist():
         for block in store.blocks(min(plan.block_rows, each), start=begin, stop=begin + each):
+            Stopped.raise_if(stop)
             np.ascontiguousarray(block.rows).view(np.uint8).max()
             total += len(block.rows)
     return (time.perf_counter() - began) / total

@@ -15,6 +15,7 @@ rule out are then compared, so the result is the same.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from ooc.build.rows import prepare
 from ooc.engine import pairs
+from ooc.errors import Stopped
 from ooc.search.best import worst
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.vectors import normalise
@@ -87,6 +89,8 @@ class Sweep:
     basis : (d, m) float32, optional
         Orthogonal directions, each of length 1 or 0, that are looked at first: a few times quicker where
         vectors differ in these more than in others. Not for cosine: take rows of unit length and ``ip``.
+    stop : threading.Event, optional
+        When set, looking raises ``Stopped``: many queries take long.
     """
 
     def __init__(
@@ -97,7 +101,9 @@ class Sweep:
         own: IntArray | None = None,
         *,
         basis: FloatArray | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
+        self._stop = stop
         nq, d = xq.shape
         self._xq, self._k, self._metric, self._own = xq, k, metric, own
         # Distances do not change where everything is moved; near the origin they lose fewer digits.
@@ -166,6 +172,7 @@ class Sweep:
             operand: tuple[FloatArray, float] | None = None
             tiles = []
             for i, tile in enumerate(self._tiles):
+                Stopped.raise_if(self._stop)
                 kth = self._worst[i]
                 near = None
                 if bound is not None and not self._without[i]:
@@ -286,6 +293,7 @@ class Sweep:
     def so_far(self) -> tuple[FloatArray, IntArray]:
         """Keys and ids ``(nq, k)`` of all that was taken: distances, negated for similarities; views."""
         for i in range(len(self._tiles)):
+            Stopped.raise_if(self._stop)
             self._merge(i)
         return self._keys, self._ids
 

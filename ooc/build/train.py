@@ -19,7 +19,7 @@ from ooc.build.sample import Sample, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import Pool
 from ooc.durable import DurableFile, make_directory, read_json, write_json
-from ooc.engine import Codec
+from ooc.engine import Codec, interruptible
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.index.layout import Layout
@@ -124,7 +124,10 @@ def train(
         some = draw(rows.n, code_training_rows(rows.n, plan.d), plan.seed)
         codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)
         if not codec.transforms_trained:
-            codec.train_transforms(rows.take(some))
+            learned = rows.take(some)
+            with interruptible(stop):
+                codec.train_transforms(learned)
+            del learned
         Stopped.raise_if(stop)
 
         def told(done: int) -> None:
@@ -135,9 +138,12 @@ def train(
         centroids, spread = kmeans(
             placed, plan.nlist, plan.metric, plan.seed, pool, progress=told, threads=plan.threads
         )
-        codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
-        Stopped.raise_if(stop)
-        codec.train_code(codec.transform(rows.take(some if codec.code_needs_rows else some[:1])))
+        learned = codec.transform(rows.take(some if codec.code_needs_rows else some[:1]))
+        with interruptible(stop):
+            codec.set_centroids(codec.transform(centroids) if codec.isometric else centroids)
+            Stopped.raise_if(stop)
+            codec.train_code(learned)
+        del learned
         write_template(
             layout,
             codec,

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ooc.cli.options import add_json, add_plan_options, plan_options, print_json
+from ooc.cli.signals import say, stop_on_signals
 from ooc.cli.text import aligned, heading, pairs, print_lines
 from ooc.units import format_bytes, format_count, format_seconds
 
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from ooc.build.pipeline import plan
     from ooc.build.plan import Options
 
-    made = plan(args.store, Options(**plan_options(args)), index=args.index)
+    with stop_on_signals(say) as stop:
+        made = plan(args.store, Options(**plan_options(args)), index=args.index, stop=stop)
     if args.json:
         print_json(made.to_record())
     else:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ooc.cli.options import add_json, add_progress, print_json, watching
-from ooc.cli.signals import stop_on_signals
+from ooc.cli.signals import say, stop_on_signals
 from ooc.cli.text import aligned, pairs, print_lines
 from ooc.errors import ArgumentError
 from ooc.units import format_bytes, format_count, format_seconds
@@ -170,7 +170,7 @@ def _print(args: argparse.Namespace, index: Index) -> int:
     from ooc.stores import open_store
 
     allowed = _allowed(args, index)
-    with open_store(args.queries) as queries:
+    with open_store(args.queries) as queries, stop_on_signals(say) as stop:
         found = search_blocks(
             index,
             queries,
@@ -181,6 +181,7 @@ def _print(args: argparse.Namespace, index: Index) -> int:
             filter=allowed,
             nq=args.first,
             batch=_BLOCK_QUERIES,
+            stop=stop,
         )
         if args.json:
             settings = search_settings(index, args.k, args.recall, args.nprobe, args.rerank, allowed)
@@ -203,9 +204,9 @@ def _explain(args: argparse.Namespace, index: Index) -> int:
         "rerank": args.rerank,
         "filter": allowed,
     }
-    with open_store(args.queries) as queries:
+    with open_store(args.queries) as queries, stop_on_signals(say) as stop:
         some = as_float32(queries.read(0, min(args.first or queries.n, queries.n)))
-        done = index.explain(some, args.k, **asked)
+        done = index.explain(some, args.k, **asked, stop=stop)
     if args.json:
         print_json(search_settings(index, args.k, **asked) | dataclasses.asdict(done))
         return 0

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-__all__ = ["STOPPING", "stop_on_signals"]
+__all__ = ["STOPPING", "say", "stop_on_signals"]
 
 STOPPING = "stopping at a safe point, press again to stop at once"
 
@@ -61,6 +61,11 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[threading.Event
         os.close(writing)
         thread.join()
         os.close(reading)
+
+
+def say(message: str) -> None:
+    """Announce on stderr: where no display is there to do it."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def _leave() -> None:

@@ -26,6 +26,7 @@ from ooc.engine.codec import (
 from ooc.engine.distances import pairs
 from ooc.engine.foreign import Foreign, read_foreign
 from ooc.engine.handicap import Handicap
+from ooc.engine.interrupt import interruptible
 from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
@@ -50,6 +51,7 @@ __all__ = [
     "check_platform",
     "code_bytes",
     "code_distances",
+    "interruptible",
     "one_thread",
     "pairs",
     "read_foreign",

@@ -357,28 +357,31 @@ def _parts(
     ):
         for turn, first in enumerate(range(0, asked.nq, plan.queries)):
             xq, own = asked.read(first, min(first + plan.queries, asked.nq))
-            sweep = Sweep(xq, k, metric, own)
+            sweep = Sweep(xq, k, metric, own, stop=stop)
             skipped, done = 0, turn * plan.n
             look = partial(_look, sweep, dead)
-            with closing(_pieces(store, plan)) as pieces:  # ends the thread that reads ahead
-                # One by one at first: where nothing is known of the best yet, each piece has k a query.
-                looked = chain(map(look, islice(pieces, _FIRST)), in_order(pool, look, pieces, plan.threads))
-                for rows, bad, found in looked:
-                    if stop is not None and stop.is_set():
-                        raise Stopped(
-                            f"stopped after {format_count(done)} of {format_count(total)} rows; "
-                            "no neighbours were written",
-                            hint="The same command starts over.",
-                        )
-                    if len(bad) and on_bad == "stop":
-                        raise bad_rows_error(store, int(bad[0]), len(bad))
-                    skipped += len(bad)
-                    sweep.take(found)
-                    done += rows
-                    stage.tell(done)
-            counts["skipped_rows"] = skipped
-            result = sweep.result()
-            del sweep, xq, look, looked  # before the next queries are read
+            try:
+                with closing(_pieces(store, plan)) as pieces:  # ends the thread that reads ahead
+                    # One by one at first: where nothing is known of the best yet, each piece has k a query.
+                    some = map(look, islice(pieces, _FIRST))
+                    looked = chain(some, in_order(pool, look, pieces, plan.threads))
+                    for rows, bad, found in looked:
+                        Stopped.raise_if(stop)
+                        if len(bad) and on_bad == "stop":
+                            raise bad_rows_error(store, int(bad[0]), len(bad))
+                        skipped += len(bad)
+                        sweep.take(found)
+                        done += rows
+                        stage.tell(done)
+                counts["skipped_rows"] = skipped
+                result = sweep.result()
+            except Stopped:
+                raise Stopped(
+                    f"stopped after {format_count(done)} of {format_count(total)} rows; "
+                    "no neighbours were written",
+                    hint="The same command starts over.",
+                ) from None
+            del sweep, xq, look, looked, some  # before the next queries are read
             release_free_memory()
             yield first, *result
         if counts["skipped_rows"]:

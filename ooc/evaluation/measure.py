@@ -82,9 +82,9 @@ def measured(
     for nprobe in nprobes:
         for count in candidates:
             Stopped.raise_if(stop)
-            options = {"nprobe": nprobe, "rerank": max(count, wanted)}
+            options: dict[str, Any] = {"nprobe": nprobe, "rerank": max(count, wanted)}
             began = time.perf_counter()
-            found, ids = index.search(asked.xq, wanted, nprobe=nprobe, rerank=options["rerank"])
+            found, ids = index.search_until(stop, asked.xq, wanted, **options)
             seconds = time.perf_counter() - began
             found, ids = drop_own(found, ids, asked.own, k)
             if asked.rows is not None:
@@ -104,7 +104,7 @@ def measured(
 
 
 def _singles(
-    index: Index, xq: FloatArray, k: int, options: dict[str, int], stop: threading.Event | None
+    index: Index, xq: FloatArray, k: int, options: dict[str, Any], stop: threading.Event | None
 ) -> dict[str, Any]:
     """Latency percentiles and means of what is read, of queries searched one at a time."""
     from ooc.errors import Stopped

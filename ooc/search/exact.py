@@ -12,6 +12,7 @@ import numpy as np
 
 from ooc.search.best import best, merge_best
 from ooc.search.rerank import distances
+from ooc.search.trace import NOTHING, Trace
 from ooc.stores.base import Store, as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.vectors import normalise
@@ -51,6 +52,7 @@ def exhaustive(
     ids_of: Callable[[IntArray], IntArray] = lambda rows: rows,
     *,
     some_bad: bool = False,
+    trace: Trace = NOTHING,
 ) -> tuple[FloatArray, IntArray]:
     """The ``k`` nearest of the rows ``allowed`` (ascending) by comparing all of them: distances and ids.
 
@@ -61,6 +63,7 @@ def exhaustive(
     result = np.full((len(xq), 0), 0, np.float32), np.full((len(xq), 0), -1, np.int64)
     step = max(1, _SWEEP_BYTES // max(store.row_bytes, 4 * len(xq)))
     for numbers, rows in _allowed_rows(store, allowed, step):
+        trace.pause()
         x = as_float32(rows)
         if some_bad:
             finite = np.isfinite(x).all(axis=1)

@@ -55,7 +55,7 @@ def distances(
     ahead : callable
         Says before each wave whether its rows are to be asked of the disk ahead.
     trace : Trace
-        Is told rows, bytes and reads.
+        Is told rows, bytes and reads; may end the search.
     """
     budget = budget or Budget.of(None)
     asks = ahead()
@@ -80,6 +80,7 @@ def distances(
     trace.add(rows=len(unique), row_bytes=len(unique) * store.row_bytes)
     first = asked = 0  # rows that were compared, and that were asked for
     while first < len(unique):
+        trace.pause()
         # The next wave is on its way while this one is compared.
         if asks and asked < len(unique):
             soon = unique[max(asked, first) : first + 2 * most]

@@ -19,9 +19,13 @@ from ooc.search.budget import Budget
 from ooc.search.filters import Booleans
 from ooc.search.trace import NOTHING, Trace
 from ooc.types import FloatArray, IntArray, Metric
+from ooc.units import MIB
 from ooc.vectors import pick
 
 __all__ = ["candidates"]
+
+#: What is scanned between two points at which a search may end, where it may; and the fewest queries.
+_PIECE_BYTES, _PIECE_QUERIES = 256 * MIB, 32
 
 
 def candidates(
@@ -53,7 +57,7 @@ def candidates(
     at_once : bool
         Whether all lists are one group, as they are in memory anyway.
     trace : Trace
-        Is told lists, bytes and reads.
+        Is told lists, bytes and reads; may end the search.
     selector : Selector, optional
         Rows that count; others are passed over.
 
@@ -82,7 +86,7 @@ def candidates(
     will_need(0, bounds[1])
     if len(bounds) == 2:
         with trace.time("scan"):
-            found, ids = segment.scan(y, lists, coarse, asked, selector)
+            found, ids = _scan(segment, y, lists, coarse, asked, selector, trace)
             return _each_once(segment, found, ids, count, metric)
     drops = budget.keep_bytes is not None and total > budget.keep_bytes
     found = np.full((len(y), count), worst(metric), np.float32)
@@ -93,12 +97,37 @@ def candidates(
         some = np.flatnonzero(inside.any(axis=1))
         with trace.time("scan"):
             its_lists, its_coarse = _packed(lists[some], coarse[some], inside[some])
-            one = segment.scan(y[some], its_lists, its_coarse, asked, selector)
+            one = _scan(segment, y[some], its_lists, its_coarse, asked, selector, trace)
         with trace.time("merge"):
             both = np.concatenate((found[some], one[0]), axis=1), np.concatenate((ids[some], one[1]), axis=1)
             found[some], ids[some] = _each_once(segment, both[0], both[1], count, metric)
         if drops:
             segment.let_go(numbers[begin:end])
+    return found, ids
+
+
+def _scan(
+    segment: Segments,
+    y: FloatArray,
+    lists: IntArray,
+    coarse: FloatArray,
+    asked: int,
+    selector: Selector | None,
+    trace: Trace,
+) -> tuple[FloatArray, IntArray]:
+    """As ``Segments.scan``; where the search may be asked to end, in pieces of a part of a second."""
+    if not trace.stops or len(y) <= _PIECE_QUERIES:
+        return segment.scan(y, lists, coarse, asked, selector)
+    found, ids = np.empty((len(y), asked), np.float32), np.empty((len(y), asked), np.int64)
+    ends = np.cumsum(np.append(segment.list_bytes(np.arange(segment.nlist)), 0)[lists].sum(axis=1))
+    first = 0
+    while first < len(y):
+        trace.pause()
+        before = int(ends[first - 1]) if first else 0
+        last = max(int(np.searchsorted(ends, before + _PIECE_BYTES)), first + _PIECE_QUERIES)
+        some = slice(first, last)
+        found[some], ids[some] = segment.scan(y[some], lists[some], coarse[some], asked, selector)
+        first = last
     return found, ids
 
 

@@ -26,7 +26,7 @@ from ooc.search.queries import as_queries
 from ooc.search.rerank import vectors
 from ooc.search.stages import Wanted
 from ooc.search.stream import search_to
-from ooc.search.trace import NOTHING, Explanation, Trace
+from ooc.search.trace import NOTHING, Explanation, Trace, Until
 from ooc.search.where import Metadata, Parameters
 from ooc.search.widen import compares_all
 from ooc.stores.base import Store, as_float32
@@ -329,6 +329,29 @@ class Index:
         found, ids, _ = self._search(view, xq, k, recall, nprobe, rerank, filter, NOTHING)
         if not return_keys and not return_vectors:
             return found, ids
+        return self._with(view, found, ids, return_keys, return_vectors)
+
+    def search_until(
+        self,
+        stop: threading.Event | None,
+        xq: AnyArray,
+        k: int,
+        *,
+        recall: float | None = None,
+        nprobe: int | None = None,
+        rerank: int | None = None,
+        filter: object | None = None,  # noqa: A002 - the field's word
+        return_keys: bool = False,
+    ) -> tuple[AnyArray, ...]:
+        """As ``search``, which ends on the way when ``stop`` is set: raises ``Stopped``."""
+        view, trace = self._view(), NOTHING if stop is None else Until(stop)
+        found, ids, _ = self._search(view, xq, k, recall, nprobe, rerank, filter, trace)
+        return self._with(view, found, ids, True, False) if return_keys else (found, ids)
+
+    def _with(
+        self, view: Opened, found: FloatArray, ids: IntArray, return_keys: bool, return_vectors: bool
+    ) -> tuple[AnyArray, ...]:
+        """Distances and ids, and what else of the rows is wanted."""
         rows = np.where(ids < 0, -1, view.numbering.rows(np.maximum(ids, 0)))
         more = [view.named(rows)] if return_keys else []
         if return_vectors:
@@ -344,12 +367,14 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
+        stop: threading.Event | None = None,
     ) -> Explanation:
         """Search, and tell what that took: lists, entries, bytes and reads, candidates, time by stage.
 
-        Parameters and what is raised are those of ``search``; the results are thrown away.
+        Parameters and what is raised are those of ``search``; the results are thrown away. When ``stop`` is
+        set, ``Stopped`` is raised.
         """
-        trace = Trace()
+        trace = Trace(stop)
         began = time.perf_counter()
         found, _, wanted = self._search(self._view(), xq, k, recall, nprobe, rerank, filter, trace)
         total = time.perf_counter() - began
@@ -420,6 +445,7 @@ class Index:
         found = np.empty((len(queries), wanted.k), np.float32)
         ids = np.empty((len(queries), wanted.k), np.int64)
         for first in range(0, len(queries), step):
+            trace.pause()
             some = slice(first, first + step)
             found[some], ids[some] = view.stages.search(queries[some], wanted, trace)
         return found, ids
@@ -436,7 +462,11 @@ class Index:
             some = queries[first : first + _EXACT_QUERIES]
             with trace.time("compare all"):
                 ids_of = view.numbering.ids
-                parts.append(exhaustive(some, wanted.k, store, self.metric, rows, ids_of, some_bad=some_bad))
+                parts.append(
+                    exhaustive(
+                        some, wanted.k, store, self.metric, rows, ids_of, some_bad=some_bad, trace=trace
+                    )
+                )
             trace.add(rows=len(rows), row_bytes=len(rows) * store.row_bytes)
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 

@@ -33,6 +33,8 @@ __all__ = ["Numbers", "Rows", "Stages", "Wanted"]
 
 #: Lists of more queries than this are always asked for: they are few advices for much.
 _FEW_QUERIES = 8
+#: Queries whose lists are found between two points at which a search may end, where it may.
+_PIECE_QUERIES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ class Stages:
         entries = wanted.candidates * segment.lists_per_row
         with trace.time("coarse"):
             y = segment.transform(queries)
-            coarse, lists = self._lists(y, wanted, entries, ahead)
+            coarse, lists = self._lists(y, wanted, entries, ahead, trace)
             if wanted.promised and self._kind is not None:
                 self._kind.look(coarse[:, 0], y)
             if wanted.reach is not None:
@@ -183,7 +185,7 @@ class Stages:
         segment, metric, allowed = self._segment, self._metric, wanted.allowed
         ahead = self._residency.wants_advice()
         y = segment.transform(query)
-        coarse, lists = self._lists(y, wanted, 0, ahead)
+        coarse, lists = self._lists(y, wanted, 0, ahead, NOTHING)
         if wanted.exact or not lists.shape[1]:
             if ahead and wanted.counted is None:
                 segment.will_need(lists, "ids")
@@ -226,14 +228,24 @@ class Stages:
                 hint="Copy the directory anew, or remove it and build.",
             )
 
-    def _lists(self, y: FloatArray, wanted: Wanted, entries: int, ahead: bool) -> tuple[FloatArray, IntArray]:
+    def _lists(
+        self, y: FloatArray, wanted: Wanted, entries: int, ahead: bool, trace: Trace
+    ) -> tuple[FloatArray, IntArray]:
         """Distances and numbers of the lists to look into."""
-        if wanted.counted is None:
+        if wanted.counted is None and not trace.stops:
             return self._segment.coarse(y, wanted.nprobe, ahead=ahead)
 
         def coarse(some: FloatArray, m: int) -> tuple[FloatArray, IntArray]:
-            return self._segment.coarse(some, m, ahead=ahead)
+            if not trace.stops or len(some) <= _PIECE_QUERIES:
+                return self._segment.coarse(some, m, ahead=ahead)
+            parts = []
+            for first in range(0, len(some), _PIECE_QUERIES):
+                trace.pause()
+                parts.append(self._segment.coarse(some[first : first + _PIECE_QUERIES], m, ahead=ahead))
+            return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
+        if wanted.counted is None:
+            return coarse(y, wanted.nprobe)
         return widened(
             y, coarse, wanted.counted, nlist=self._segment.nlist, nprobe=wanted.nprobe, entries=entries
         )

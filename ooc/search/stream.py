@@ -83,7 +83,7 @@ def search_to(
     observer : callable, optional
         Is told events (``ooc.events``); one stage, ``"search"``, counted in queries.
     stop : threading.Event, optional
-        When set, the search ends after the batch it is at.
+        When set, the search ends on its way.
 
     Returns
     -------
@@ -139,6 +139,7 @@ def search_to(
             filter=allowed,
             nq=nq,
             batch=batch,
+            stop=stop,
         )
         tell(events.Started(operation="search", stages={"search": 1.0}, settings=settings))
         with (
@@ -149,13 +150,15 @@ def search_to(
             events.stage(tell, "search", nq, unit="queries") as stage,
         ):
             while hits.n < nq:
-                if stop is not None and stop.is_set():
+                try:
+                    Stopped.raise_if(stop)
+                    _, distances, ids, keys = next(blocks)
+                except Stopped:
                     raise Stopped(
                         f"stopped after {format_count(hits.n)} of {format_count(nq)} queries; "
                         f"{target} was not written",
                         hint="The same search starts over.",
-                    )
-                _, distances, ids, keys = next(blocks)
+                    ) from None
                 hits.write(distances, ids, keys)
                 stage.tell(hits.n)
             stage.figures["queries"] = nq
@@ -200,6 +203,7 @@ def search_blocks(
     filter: object | None = None,  # noqa: A002
     nq: int | None = None,
     batch: int | None = None,
+    stop: threading.Event | None = None,
 ) -> Generator[tuple[int, FloatArray, IntArray, AnyArray | None]]:
     """The results of a store's queries, batch by batch; the next queries are read meanwhile.
 
@@ -209,6 +213,8 @@ def search_blocks(
         As for ``search_to``; what ``index.filter`` made of a filter is made once.
     nq : int, optional
         Only the first so many queries.
+    stop : threading.Event, optional
+        When set, ``Stopped`` is raised.
 
     Yields
     ------
@@ -236,12 +242,19 @@ def search_blocks(
         queries,
         batch=batch or batch_queries(queries, k),
         nq=queries.n if nq is None else min(nq, queries.n),
+        stop=stop,
         options={"k": k, "recall": recall, "nprobe": nprobe, "rerank": rerank, "filter": filter},
     )
 
 
 def _search_blocks(
-    index: Index, queries: Store, *, batch: int, nq: int, options: dict[str, Any]
+    index: Index,
+    queries: Store,
+    *,
+    batch: int,
+    nq: int,
+    stop: threading.Event | None,
+    options: dict[str, Any],
 ) -> Generator[tuple[int, FloatArray, IntArray, AnyArray | None]]:
     from ooc.stores.base import as_float32
 
@@ -249,7 +262,7 @@ def _search_blocks(
     for block in queries.blocks(batch, stop=nq):
         xq = as_float32(block.rows)
         try:
-            found = index.search(xq, **options, return_keys=True) if keyed else index.search(xq, **options)
+            found = index.search_until(stop, xq, **options, return_keys=keyed)
         except DataError as error:
             if error.kind != "query-values":
                 raise

@@ -6,8 +6,14 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["NOTHING", "Explanation", "Trace"]
+from ooc.errors import Stopped
+
+if TYPE_CHECKING:
+    import threading
+
+__all__ = ["NOTHING", "Explanation", "Trace", "Until"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +60,7 @@ class Explanation:
 
 
 class Trace:
-    """Adds up counts and seconds of one search.
+    """Adds up counts and seconds of one search, and ends it where ``stop`` is set.
 
     Attributes
     ----------
@@ -64,7 +70,8 @@ class Trace:
         By stage, in the order in which stages first began.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self._stop = stop
         self.counts = dict.fromkeys(
             ("lists", "entries", "list_bytes", "list_reads", "candidates", "rows", "row_bytes", "row_reads"),
             0,
@@ -80,6 +87,15 @@ class Trace:
         """Add the time of the block to a stage."""
         return self._time(stage)
 
+    @property
+    def stops(self) -> bool:
+        """Whether it may end the search: then what takes long is done in pieces."""
+        return self._stop is not None
+
+    def pause(self) -> None:
+        """A point at which the search may end: raises ``Stopped`` where it shall."""
+        Stopped.raise_if(self._stop)
+
     @contextlib.contextmanager
     def _time(self, stage: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -92,11 +108,21 @@ class Trace:
 class _Nothing(Trace):
     """Keeps nothing: what a search that nobody asks about is given."""
 
+    def __init__(self) -> None:
+        self._stop = None
+
     def add(self, **counts: int) -> None:
         pass
 
     def time(self, stage: str) -> contextlib.AbstractContextManager[None]:
         return _NO_TIME
+
+
+class Until(_Nothing):
+    """Keeps nothing, and ends a search where ``stop`` is set."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
 
 
 _NO_TIME = contextlib.nullcontext()

@@ -191,3 +191,20 @@ def shortened(name: str, place: Path) -> int:
     with injected(short):
         known(name).run(place, events.ignore)
     return short.count
+
+
+def little_memory(name: str, place: Path, more_bytes: int) -> OocError | None:
+    """Run the operation where the process may have so much more memory, mapped or its own, than it has."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes, hard))
+    try:
+        known(name).run(place, events.ignore)
+    except OocError as error:
+        error.with_traceback(None)
+        error.__cause__ = error.__context__ = None
+        return error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    return None

@@ -19,7 +19,7 @@ from ooc.engine.sketch import Sketch, compare
 from ooc.errors import IndexDirError
 from ooc.mapping import advise_random, advise_soon
 from ooc.types import FloatArray, IntArray
-from ooc.vectors import first_places, pick
+from ooc.vectors import distinct, first_places, pick
 
 __all__ = ["Coarse"]
 
@@ -144,7 +144,7 @@ class Coarse:
             key = np.sqrt(np.maximum(key, _ZERO))
         else:
             lengths: FloatArray = np.sqrt(np.einsum("ij,ij->i", y, y))
-            key = key / np.maximum(lengths, _TINY)[:, None]
+            key = np.divide(key, np.maximum(lengths, _TINY)[:, None])
         reaches: FloatArray = np.subtract(key, key[:, :1])
         np.maximum(reaches, _ZERO, out=reaches)
         reaches *= self._roots[: key.shape[1]]
@@ -168,7 +168,7 @@ class Coarse:
         if not ahead:
             return self._first(*sketch.compared(y, among), nprobe)
         numbers = sketch.candidates(y, among)
-        self._ask_for_centroids(np.unique(numbers))
+        self._ask_for_centroids(distinct(numbers, self._nlist))
         return self._first_of(y, numbers, nprobe)
 
     def _by_graph(self, y: FloatArray, nprobe: int, among: int) -> tuple[FloatArray, IntArray]:

@@ -80,7 +80,8 @@ def distances(
     trace.add(rows=len(unique), row_bytes=len(unique) * store.row_bytes)
     first = asked = 0  # rows that were compared, and that were asked for
     while first < len(unique):
-        trace.pause()
+        if trace is not NOTHING:
+            trace.pause()
         # The next wave is on its way while this one is compared.
         if asks and asked < len(unique):
             soon = unique[max(asked, first) : first + 2 * most]

@@ -256,6 +256,7 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise IndexDirError(f"{what} is missing: {path}", kind="index-missing") from None
     except OSError as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise IndexDirError(
             f"{what} cannot be read: {path}: {error.strerror}", kind="index-unreadable"
         ) from error

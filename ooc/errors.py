@@ -118,6 +118,13 @@ class MissingExtraError(OocError):
         super().__init__(message, kind=kind, hint=hint)
 
 
+#: What the system says where a process, or all of them, has as many files open as it may.
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+
+#: How Python says that there is no memory for a thread's stack or for a library.
+_NO_MEMORY_SAID = ("can't start new thread", "failed to map segment")
+
+
 class ResourceError(OocError):
     """The system refused: the disk is full, a read failed, the platform lacks something."""
 
@@ -138,7 +145,34 @@ class ResourceError(OocError):
                 kind="not-writable",
                 hint="Name a directory that this user may write to.",
             )
+        if error.errno == errno.ENOMEM:
+            return cls.no_memory(error, doing)
+        if error.errno in _TOO_MANY_FILES:
+            return ResourceError(
+                f"{doing} failed: {error}",
+                kind="io",
+                hint="Allow the process more open files (`ulimit -n`) and run the same command again.",
+            )
         return ResourceError(f"{doing} failed: {error}", kind="io")
+
+    @classmethod
+    def no_memory(cls, error: BaseException, doing: str) -> ResourceError:
+        """What it means that memory was refused to who was ``doing`` something."""
+        why = f": {error}" if str(error) else ""
+        return ResourceError(
+            f"the system refused memory while {doing}{why}",
+            kind="memory-refused",
+            hint="Give a smaller memory budget or fewer threads, or raise the limit of this process "
+            "(`ulimit -v`, the container's), and run the same command again.",
+        )
+
+    @classmethod
+    def raise_if_lacking(cls, error: BaseException, doing: str) -> None:
+        """Raise one where memory or numbers of files ran out: what was read is not to blame for that."""
+        if isinstance(error, MemoryError):
+            raise cls.no_memory(error, doing) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, *_TOO_MANY_FILES):
+            raise cls.of_system(error, doing) from error
 
     @classmethod
     @contextlib.contextmanager
@@ -147,13 +181,11 @@ class ResourceError(OocError):
         try:
             yield
         except MemoryError as error:
-            why = f": {error}" if str(error) else ""
-            raise ResourceError(
-                f"the system refused memory while {doing}{why}",
-                kind="memory-refused",
-                hint="Give a smaller memory budget or fewer threads, or raise the limit of this process "
-                "(`ulimit -v`, the container's), and run the same command again.",
-            ) from error
+            raise cls.no_memory(error, doing) from error
+        except (RuntimeError, ImportError) as error:
+            if not any(said in str(error) for said in _NO_MEMORY_SAID):
+                raise
+            raise cls.no_memory(error, doing) from error
         except BrokenPipeError:
             raise  # of whoever reads what is told
         except OSError as error:

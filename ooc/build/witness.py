@@ -22,7 +22,7 @@ from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Shard
 from ooc.build.sweep import Found, Sweep
 from ooc.durable import write_bytes
-from ooc.errors import IndexDirError
+from ooc.errors import IndexDirError, ResourceError
 from ooc.index.dead import Dead
 from ooc.index.layout import BuildLayout
 from ooc.stores.base import Store
@@ -300,6 +300,7 @@ def _unpacked(path: Path, names: Sequence[str]) -> list[AnyArray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise IndexDirError(
             f"{path} cannot be read: {error}",
             kind="shard-damaged",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ooc.errors import ArgumentError, OocError, Stopped
+from ooc.errors import ArgumentError, OocError, ResourceError, Stopped
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_UNFORESEEN", "VERBS", "main", "make_parser"]
 
@@ -100,6 +100,8 @@ def _run(argv: list[str]) -> int:
         return _report(Stopped("stopped"), argv)
     except OocError as error:
         return _report(error, argv)
+    except MemoryError as error:
+        return _report(ResourceError.no_memory(error, f"running `ooc {argv[0]}`"), argv)
     except Exception as error:
         unforeseen = OocError(
             f"unforeseen: {type(error).__name__}: {error}",

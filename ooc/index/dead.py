@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ooc import disk
 from ooc.engine import Selector
-from ooc.errors import IndexDirError
+from ooc.errors import IndexDirError, ResourceError
 from ooc.types import BytesArray, IntArray
 
 __all__ = ["Dead"]
@@ -56,6 +56,7 @@ class Dead:
         try:
             data = disk.read_bytes(path)
         except OSError as error:
+            ResourceError.raise_if_lacking(error, f"reading {path}")
             raise IndexDirError(
                 f"{path} cannot be read: {error.strerror}",
                 kind="index-damaged",
@@ -71,6 +72,7 @@ class Dead:
         try:
             rows = _bitmap().deserialize(data)
         except Exception as error:  # the library has errors of several kinds
+            ResourceError.raise_if_lacking(error, f"reading {path}")
             raise damaged from error
         if len(rows) and rows.max() >= end:
             raise damaged

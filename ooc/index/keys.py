@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ooc.durable import DurableFile, make_directory, npy_head, read_json
-from ooc.errors import DataError, IndexDirError, OocError, Stopped
+from ooc.errors import DataError, IndexDirError, OocError, ResourceError, Stopped
 from ooc.index.layout import SegmentLayout
 from ooc.mapping import MappedFile, Residency
 from ooc.stores.keys import Fingerprint, KeyBlock, KeySource, shown
@@ -74,6 +74,7 @@ class _Values:
                 raise ValueError("its version is another")
             found = np.lib.format.read_array_header_1_0(head)
         except Exception as error:  # a damaged header goes through Python's own parser
+            ResourceError.raise_if_lacking(error, f"reading {path}")
             raise _damaged(path, str(error)) from error
         self._begin, self._size = head.tell(), np.dtype(dtype).itemsize
         data = self._file.bytes[self._begin :]
@@ -334,6 +335,7 @@ def _file(path: Path) -> MappedFile:
     try:
         return MappedFile(path, random=True)
     except (OSError, OocError) as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise _damaged(path, str(error)) from error
 
 

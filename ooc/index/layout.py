@@ -38,7 +38,7 @@ from ooc.durable import (
     write_json,
 )
 from ooc.engine import LISTS_NAME
-from ooc.errors import ConflictError, IndexDirError
+from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.types import METRICS, Metric, PathOrStr
 
 __all__ = ["FORMAT_VERSION", "SCALED", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
@@ -316,6 +316,7 @@ def _number_in(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise IndexDirError(f"{path} cannot be read: {error}", kind="index-damaged") from error
     if not text.isascii() or not text.isdigit():
         raise IndexDirError(f"{path} is damaged: it holds {text[:20]!r}", kind="index-damaged")

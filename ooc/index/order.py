@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from ooc.engine import Handicap
-from ooc.errors import IndexDirError
+from ooc.errors import IndexDirError, ResourceError
 from ooc.index.layout import Layout
 from ooc.types import FloatArray, Metric
 
@@ -71,6 +71,7 @@ def read_spread(layout: Layout) -> FloatArray:
     try:
         spread: FloatArray = np.load(layout.spread_file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        ResourceError.raise_if_lacking(error, f"reading {layout.spread_file}")
         raise IndexDirError(
             f"{layout.spread_file} cannot be read: {error}",
             kind="index-damaged",

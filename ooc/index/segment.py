@@ -14,7 +14,7 @@ import numpy as np
 
 from ooc.durable import read_json
 from ooc.engine import DiskLists, Selector
-from ooc.errors import IndexDirError
+from ooc.errors import IndexDirError, ResourceError
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES, list_groups
 from ooc.index.order import Order
@@ -124,6 +124,7 @@ def read_checksums(path: Path) -> dict[str, list[str]]:
                 raise ValueError(line)
             digests.append(digest)
     except (OSError, ValueError) as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise IndexDirError(
             f"{path} cannot be read: {error}",
             kind="index-damaged",
@@ -137,6 +138,7 @@ def read_sizes(path: Path, nlist: int) -> IntArray:
     try:
         sizes: IntArray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise IndexDirError(
             f"{path} cannot be read: {error}",
             kind="index-damaged",
@@ -152,6 +154,7 @@ def read_ids(layout: SegmentLayout, rows: int) -> IntArray:
     try:
         ids: IntArray = np.load(layout.ids, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        ResourceError.raise_if_lacking(error, f"reading {layout.ids}")
         raise IndexDirError(
             f"{layout.ids} cannot be read: {error}",
             kind="index-damaged",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ooc import events
-from ooc.errors import DataError, Stopped
+from ooc.errors import DataError, ResourceError, Stopped
 from ooc.search.queries import check_at_least
 from ooc.units import MIB, format_count
 
@@ -41,6 +41,7 @@ _BATCH_BYTES = 128 * MIB
 _NAME_CHARACTERS = 4000
 
 
+@ResourceError.if_refused("searching")
 def search_to(
     index: Index,
     queries: StoreLike,

@@ -80,6 +80,7 @@ class Hdf5Store(ChunkedStore):
         try:
             self._dataset.read_direct(out, np.s_[start:stop])
         except OSError as error:
+            ResourceError.raise_if_lacking(error, f"reading {self.uri}")
             raise ResourceError(
                 f"{self.uri}: rows {start} to {stop} cannot be read: {error}",
                 kind="store-unreadable",
@@ -113,6 +114,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Store:
     try:
         file = open_for_reading(path)
     except OSError as error:
+        ResourceError.raise_if_lacking(error, f"opening {path}")
         raise StoreError(
             f"{path} cannot be opened as HDF5: {error}",
             kind="store-format",

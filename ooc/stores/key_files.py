@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ooc.errors import ArgumentError, MissingExtraError, OocError, StoreError
+from ooc.errors import ArgumentError, MissingExtraError, OocError, ResourceError, StoreError
 from ooc.stores.choose import refuse_missing
 from ooc.stores.formats import find_format
 from ooc.stores.keys import BLOCK_KEYS, KeySource, from_sequence
@@ -73,6 +73,7 @@ def _reading(path: Path) -> Iterator[None]:
             hint="pip install 'ooc[parquet]', or give the keys as text.",
         ) from error
     except Exception as error:  # they raise what they like
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise StoreError(
             f"{path} cannot be read as keys: {error}", kind="store-format", hint="Copy or write it again."
         ) from error

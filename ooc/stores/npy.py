@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ooc.errors import StoreError
+from ooc.errors import ResourceError, StoreError
 from ooc.stores.base import check_chunks, check_dtype, check_shape
 from ooc.stores.mapped import MappedStore, Tiles, one_tile
 
@@ -41,6 +41,7 @@ def open_npy(path: Path, dataset: str | None = None) -> MappedStore:
         else:
             raise ValueError(f"format version {version[0]}.{version[1]}")
     except Exception as error:  # a damaged header goes through Python's own parser, which raises many kinds
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         raise StoreError(
             f"{path} is not a readable npy file: {error}",
             kind="store-format",

@@ -77,6 +77,7 @@ def _open_named(text: str) -> Store:
     try:
         return _open_text(text)
     except OSError as error:
+        ResourceError.raise_if_lacking(error, f"reading {text}")
         raise ResourceError(
             f"{text} cannot be read: {error.strerror or error}", kind="store-unreadable"
         ) from error

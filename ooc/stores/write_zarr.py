@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ooc.durable import DurableFile, make_directory, partial_name, translated
-from ooc.errors import ArgumentError, ConflictError
+from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.stores.write import ChunkedWriter, lock_for_writing
 from ooc.types import AnyArray
 
@@ -122,6 +122,7 @@ class ZarrWriter(ChunkedWriter):
                 self._store, path=self._name, mode="r+", config={"write_empty_chunks": True}
             )
         except Exception as error:  # zarr raises many kinds for a group or damaged metadata
+            ResourceError.raise_if_lacking(error, f"opening {home}")
             raise ConflictError(
                 f"{home} is not a Zarr array that can be appended to: {error}",
                 kind="store-exists",

@@ -69,6 +69,7 @@ class ZarrStore(ChunkedStore):
         try:
             return np.asarray(self._array[start:stop])
         except Exception as error:  # the codecs and file systems beneath raise what they like
+            ResourceError.raise_if_lacking(error, f"reading {self.uri}")
             raise ResourceError(
                 f"{self.uri}: rows {start} to {stop} cannot be read: {type(error).__name__}: {error}",
                 kind="store-unreadable",
@@ -200,6 +201,7 @@ def _translated(where: str) -> Iterator[None]:
     except OSError as error:
         raise ResourceError(f"{where} cannot be reached: {error}", kind="store-unreadable") from error
     except Exception as error:  # zarr, fsspec and what is beneath raise what they like
+        ResourceError.raise_if_lacking(error, f"opening {where}")
         raise StoreError(
             f"{where} cannot be opened as Zarr: {type(error).__name__}: {error}", kind="store-format"
         ) from error

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -312,3 +313,64 @@ def test_a_full_disk_keeps_nobody_from_the_lock(index: Path, monkeypatch: pytest
     ooc.delete(index, np.arange(9))
     assert next(refused) > 0
     assert numbers(index) == [1, 2]
+
+
+@pytest.mark.parametrize(("refused", "kind"), [(errno.ENOMEM, "memory-refused"), (errno.EMFILE, "io")])
+@pytest.mark.parametrize("ending", ["2.dead", "CURRENT", "2.json", "spread.npy", "ooc.json"])
+def test_an_index_is_not_called_damaged_where_the_system_lacks_something(
+    index: Path, ending: str, refused: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ooc.delete(index, np.arange(9))
+
+    def refuse(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            if isinstance(path, str | Path) and Path(path).name == ending:
+                raise OSError(refused, os.strerror(refused), str(path))
+            return real(path, *args, **options)
+
+        return call
+
+    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    monkeypatch.setattr(np, "load", refuse(np.load))
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.open_index(index)
+    assert caught.value.kind == kind
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("said", ["can't start new thread", "x.so: failed to map segment"])
+def test_no_memory_for_a_thread_or_a_library_is_told_as_such(
+    index: Path, rows: FloatArray, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise (RuntimeError if "thread" in said else ImportError)(said)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.build(rows, tmp_path / "j.ooc", factory=CODE)
+    assert caught.value.kind == "memory-refused"
+    assert said in caught.value.message
+    monkeypatch.undo()
+    assert ooc.build(rows, tmp_path / "j.ooc", factory=CODE)["generation"] == 1
+
+
+def test_other_errors_of_that_kind_stay_what_they_are() -> None:
+    @ooc.ResourceError.if_refused("trying")
+    def fail() -> None:
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        fail()
+
+
+def test_a_search_that_is_refused_memory_says_so_and_leaves_no_file(
+    index: Path, rows: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(shutil, "copyfileobj", refuse)
+    with ooc.open_index(index) as opened, pytest.raises(ooc.ResourceError) as caught:
+        opened.search_to(rows, tmp_path / "r.npz")
+    assert caught.value.kind == "memory-refused"
+    assert [path.name for path in tmp_path.iterdir()] == ["i.ooc"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import pytest
 
 import ooc
 from ooc.events import Event, StageStarted
-from tests.cli.process import environment
+from tests.cli.process import command, environment
 from tests.helpers import embeddings, tree
 
 SETTINGS: dict[str, Any] = {
@@ -26,6 +28,9 @@ SETTINGS: dict[str, Any] = {
     "copy_vectors": "always",
     "threads": 2,
 }
+
+
+_PLAN = ("--factory", "IVF64,Flat", "--memory", "1GiB", "--threads", "2", "--shard-rows", "65536")
 
 
 @contextlib.contextmanager
@@ -136,30 +141,90 @@ def test_an_index_on_a_disk_that_may_only_be_read(store: Path, tmp_path: Path) -
             assert error.value.kind == "not-writable"
 
 
-@pytest.mark.trust
-@pytest.mark.cgroup
-def test_a_build_that_the_kernel_kills_for_its_memory_goes_on(tmp_path: Path) -> None:
+#: Commands that the kernel kills, what they make, and of what that is a copy at first.
+KILLED = {
+    "build": (["build", "x.npy", "made", *_PLAN], "made", ""),
+    "append": (["append", "made", "more.npy"], "made", "built"),
+    "compact": (["compact", "made"], "made", "appended"),
+    "convert": (["convert", "x.npy", "made.zarr", "--compression", "zstd"], "made.zarr", ""),
+    "exact": (["exact", "x.npy", "q.npy", "--out", "made.h5", "--memory", "512MiB"], "made.h5", ""),
+    "search": (["search", "built", "more.npy", "--out", "made.npz"], "made.npz", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores and indexes for commands that the kernel kills."""
+    place = tmp_path_factory.mktemp("killed")
+    x = embeddings(250_000, 64)
+    np.save(place / "x.npy", x[:200_000])
+    np.save(place / "more.npy", x[200_000:])
+    np.save(place / "q.npy", x[200_000:202_000])
+    for name in ("built", "appended"):
+        ooc.build(place / "x.npy", place / name, factory="IVF64,Flat", memory="1GiB", threads=2)
+    ooc.append(place / "appended", place / "more.npy")
+    return place
+
+
+@contextlib.contextmanager
+def cgroup() -> Iterator[Any]:
+    """A memory cgroup of its own, below that of this process."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
     try:
         measure = importlib.import_module("bench_measure")
     finally:
         sys.path.pop(0)
-    np.save(tmp_path / "x.npy", embeddings(400_000, 64))
-    settings: dict[str, Any] = {"factory": "IVF64,Flat", "memory": "1GiB", "threads": 2}
     group = measure.Cgroup.make(f"ooc-faults.{os.getpid()}.{time.monotonic_ns()}")
     if group is None:
         pytest.skip("no cgroup may be made here")
     try:
-        group.limit(180 << 20)
-        build = f"import ooc; ooc.build('x.npy', 'i', **{settings})"
-        command = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group.path / "cgroup.procs")]
-        killed = subprocess.run(
-            [*command, sys.executable, "-c", build], cwd=tmp_path, env=environment(), check=False
-        )
-        assert killed.returncode == -9
-        assert group.out_of_memory()
+        yield group
     finally:
         group.remove()
-    ooc.build(tmp_path / "x.npy", tmp_path / "i", **settings)
-    ooc.build(tmp_path / "x.npy", tmp_path / "whole", **settings)
-    assert tree(tmp_path / "i") == tree(tmp_path / "whole")
+
+
+@pytest.mark.trust
+@pytest.mark.cgroup
+@pytest.mark.parametrize("name", KILLED)
+def test_what_the_kernel_kills_for_its_memory_goes_on(
+    name: str, place: Path, counted: Callable[[str, int], None]
+) -> None:
+    """Limits rise until one is enough: each run before it is killed somewhere, and the next goes on."""
+    args, made, begins = KILLED[name]
+
+    def begin() -> None:
+        for path in [place / made, *place.glob(f".{made}*")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if begins:
+            shutil.copytree(place / begins, place / made)
+
+    def run(*before: str) -> int:
+        ended = subprocess.run(
+            [*before, *command(*args)], cwd=place, env=environment(), capture_output=True, check=False
+        )
+        assert ended.returncode in (0, -9), ended
+        return ended.returncode
+
+    def found() -> dict[str, str]:
+        root = place / made
+        return tree(root) if root.is_dir() else {"": hashlib.sha256(root.read_bytes()).hexdigest()}
+
+    begin()
+    assert run() == 0
+    expected, names = found(), sorted(path.name for path in place.iterdir())
+    begin()
+    kills = 0
+    for limit_mib in range(36, 800, 6):
+        with cgroup() as group:
+            group.limit(limit_mib << 20)
+            # The shell moves itself and becomes the command.
+            into = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group.path / "cgroup.procs")]
+            if run(*into) == 0:
+                break
+            assert group.out_of_memory()
+            kills += 1
+    counted("kills by the kernel, out of memory", kills)
+    print(f"{name}: killed {kills} times, came through in {limit_mib} MiB")
+    assert kills > 1
+    assert found() == expected
+    assert sorted(path.name for path in place.iterdir()) == names

@@ -169,7 +169,7 @@ class ResourceError(OocError):
     @classmethod
     def raise_if_lacking(cls, error: BaseException, doing: str) -> None:
         """Raise one where memory or numbers of files ran out: what was read is not to blame for that."""
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or _says_no_memory(error):
             raise cls.no_memory(error, doing) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOMEM, *_TOO_MANY_FILES):
             raise cls.of_system(error, doing) from error
@@ -183,13 +183,19 @@ class ResourceError(OocError):
         except MemoryError as error:
             raise cls.no_memory(error, doing) from error
         except (RuntimeError, ImportError) as error:
-            if not any(said in str(error) for said in _NO_MEMORY_SAID):
+            if not _says_no_memory(error):
                 raise
             raise cls.no_memory(error, doing) from error
         except BrokenPipeError:
             raise  # of whoever reads what is told
         except OSError as error:
             raise cls.of_system(error, doing) from error
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError | ImportError) and any(
+        said in str(error) for said in _NO_MEMORY_SAID
+    )
 
 
 class Stopped(OocError):  # noqa: N818 - not a failure: the caller asked for it

@@ -81,9 +81,9 @@ COMMANDS = {
         args=("search", "one", "more.npy", "--out", "new.npz", "--nprobe", "40"), makes="new.npz"
     ),
     "search all rows": Command(
-        args=("search", "one", "q.npy", "--out", "new.h5", "--recall", "1"), makes="new.h5"
+        args=("search", "one", "q.npy", "--out", "new.h5", "--recall", "1", "--first", "1000"), makes="new.h5"
     ),
-    "search printed": Command(args=("search", "one", "q.npy", "--nprobe", "40", "--json")),
+    "search printed": Command(args=("search", "one", "q.npy", "--nprobe", "40", "--first", "4000", "--json")),
     "search explained": Command(args=("search", "one", "more.npy", "--nprobe", "40", "--explain")),
     "export": Command(args=("export", "faiss", "new.faiss"), makes="new.faiss"),
     "import": Command(args=("import", "given.faiss", "new", "--store", "x.npy"), makes="new"),

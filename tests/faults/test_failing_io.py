@@ -208,7 +208,7 @@ def test_where_few_files_can_be_open_any_command_tells(
 
 def _few_files(case: Case) -> int:
     """How many limits were too low."""
-    kinds = {"io", "index-unreadable", "index-damaged", "store-unreadable", "store-format"}
+    kinds = {"io", "store-unreadable"}
     failed = 0
     for more in (0, 1, 2, 3, 5, 8, 12):
         case.begin()

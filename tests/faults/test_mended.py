@@ -19,6 +19,7 @@ import pytest
 
 import ooc
 from ooc.durable import make_directory, sync_directory, write_bytes
+from ooc.index import dead
 from ooc.stores.hdf5_journal import JournaledFile
 from ooc.testing.faults import Refuse, injected
 from ooc.types import FloatArray
@@ -336,6 +337,20 @@ def test_an_index_is_not_called_damaged_where_the_system_lacks_something(
         ooc.open_index(index)
     assert caught.value.kind == kind
     assert caught.value.hint
+
+
+def test_deleted_rows_are_not_called_damaged_where_a_library_finds_no_memory(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ooc.delete(index, np.arange(9))
+
+    def refuse() -> None:
+        raise ImportError("pyroaring.so: failed to map segment from shared object")
+
+    monkeypatch.setattr(dead, "_bitmap", refuse)
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.open_index(index)
+    assert caught.value.kind == "memory-refused"
 
 
 @pytest.mark.parametrize("said", ["can't start new thread", "x.so: failed to map segment"])

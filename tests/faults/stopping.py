@@ -57,7 +57,7 @@ COMMANDS = {
     ),
     "train": Command(args=("train", "x.npy", "new"), makes="new"),
     "train quantizers": Command(
-        args=("train", "x.npy", "new", "--factory", "OPQ16_64,IVF256_HNSW32,PQ16"), makes="new"
+        args=("train", "x.npy", "new", "--factory", "IVF256_HNSW32,PQ32"), makes="new"
     ),
     "fill": Command(
         args=("fill", "x.npy", "new"), makes="new", begins="trained", then=("merge", "x.npy", "new")

@@ -121,8 +121,8 @@ class MissingExtraError(OocError):
 #: What the system says where a process, or all of them, has as many files open as it may.
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
-#: How Python says that there is no memory for a thread's stack or for a library.
-_NO_MEMORY_SAID = ("can't start new thread", "failed to map segment")
+#: How Python says that there is no memory for a thread's stack or for a library, and faiss for a mapping.
+_NO_MEMORY_SAID = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
 
 
 class ResourceError(OocError):

@@ -44,6 +44,7 @@ __all__ = [
     "private_bytes",
     "private_peak_bytes",
     "release_free_memory",
+    "see_room",
 ]
 
 PAGE = mmap.PAGESIZE
@@ -540,6 +541,12 @@ def _status(keys: Iterable[str]) -> dict[str, int]:
             for key, _, rest in (line.partition(":") for line in file)
             if key in wanted
         }
+
+
+def see_room(size_bytes: int) -> None:
+    """See that so much memory could be mapped; none of it is taken. Raises OSError where it could not."""
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    mmap.mmap(-1, size_bytes, **flags).close()
 
 
 def private_bytes() -> int:

@@ -177,8 +177,9 @@ class _Drawing:
                     self._error = error
                     self._changed.notify_all()
 
-        self._thread = threading.Thread(target=work, name="ooc-sample")
-        self._thread.start()
+        thread = threading.Thread(target=work, name="ooc-sample")
+        thread.start()
+        self._thread = thread  # known to be joined only where the system had memory for it
 
     def wait(self, rows: int) -> None:
         """Return when the first ``rows`` rows are there."""

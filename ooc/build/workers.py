@@ -7,6 +7,7 @@ give the same bits at any number of threads, and the threads of BLAS and OpenMP 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,13 @@ from typing import TypeVar
 from threadpoolctl import threadpool_limits
 
 from ooc import engine
+from ooc.mapping import see_room
+from ooc.units import MIB
 
 __all__ = ["Pool", "in_order", "workers"]
+
+#: What a thread maps for its stack, and BLAS when it first multiplies.
+_THREAD_BYTES = (8 + 32) * MIB
 
 Pool = ThreadPoolExecutor
 Item = TypeVar("Item")
@@ -25,12 +31,25 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def workers(threads: int) -> Iterator[Pool]:
-    """A pool of ``threads`` threads. BLAS has one thread a caller until the block ends."""
+    """A pool of ``threads`` threads. BLAS has one thread a caller until the block ends.
+
+    Raises
+    ------
+    OSError
+        There is no room for what they will need: BLAS does not tell, it ends the process.
+    """
+    _see_room(threads)
     with (
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(threads, thread_name_prefix="ooc", initializer=engine.one_thread) as pool,
     ):
         yield pool
+
+
+@functools.cache
+def _see_room(threads: int) -> None:
+    """Once in a process: later on, BLAS has what it needs."""
+    see_room(threads * _THREAD_BYTES)
 
 
 def in_order(

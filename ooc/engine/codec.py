@@ -349,6 +349,7 @@ def read_index(path: Path, flags: int) -> Any:
     try:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         reason = str(error).rsplit("Error:", 1)[-1].strip().splitlines()[0]
         raise IndexDirError(
             f"{path} cannot be read by faiss: {reason}",

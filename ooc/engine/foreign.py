@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from ooc.engine.codec import ID_BYTES, WORKS_ON_DISK, Codec, code_bytes
-from ooc.errors import ArgumentError, IndexDirError, PlanError
+from ooc.errors import ArgumentError, IndexDirError, PlanError, ResourceError
 from ooc.types import IntArray, Metric
 
 __all__ = ["Foreign", "read_foreign"]
@@ -171,6 +171,7 @@ def _read(path: Path) -> tuple[Any, str]:
             reader(faiss.swig_ptr(head), 1, _HEAD_BYTES)
         index = faiss.read_index(reader, flags)
     except RuntimeError as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         reason = str(error).rsplit("Error:", 1)[-1].strip().splitlines()[0]
         raise IndexDirError(
             f"{path} cannot be read by faiss {faiss.__version__}: {reason}",

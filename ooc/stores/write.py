@@ -288,6 +288,7 @@ def remove_unlocked(path: Path) -> None:
         os.close(fd)
 
 
+@ResourceError.if_refused("creating a store")
 def create_store(
     path: PathOrStr,
     *,

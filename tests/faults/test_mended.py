@@ -13,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import h5py
 import numpy as np
 import pytest
 
 import ooc
+from ooc.build import workers
 from ooc.durable import make_directory, sync_directory, write_bytes
 from ooc.index import dead
+from ooc.mapping import see_room
 from ooc.stores.hdf5_journal import JournaledFile
 from ooc.testing.faults import Refuse, injected
 from ooc.types import FloatArray
@@ -389,3 +392,65 @@ def test_a_search_that_is_refused_memory_says_so_and_leaves_no_file(
         opened.search_to(rows, tmp_path / "r.npz")
     assert caught.value.kind == "memory-refused"
     assert [path.name for path in tmp_path.iterdir()] == ["i.ooc"]
+
+
+def test_no_memory_for_the_thread_that_draws_the_rest_of_the_sample(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "ooc-sample":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.build(base, tmp_path / "j.ooc", factory=CODE)
+    assert caught.value.kind == "memory-refused"
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_blas_would_find_no_memory_nothing_is_multiplied(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(size_bytes: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    workers._see_room.cache_clear()
+    monkeypatch.setattr(workers, "see_room", refuse)
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.build(base, tmp_path / "j.ooc", factory=CODE)
+    assert caught.value.kind == "memory-refused"
+    monkeypatch.undo()
+    ooc.build(base, tmp_path / "j.ooc", factory=CODE)
+
+
+def test_room_that_no_process_has_is_refused() -> None:
+    see_room(1 << 20)
+    with pytest.raises(OSError, match="memory"):
+        see_room(1 << 60)
+
+
+def test_a_store_is_not_made_where_its_library_finds_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ImportError("libhdf5.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("ooc.stores.write.existing_parent", refuse)
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.create_store(tmp_path / "s.h5", d=D)
+    assert caught.value.kind == "memory-refused"
+
+
+def test_a_file_of_faiss_is_not_called_damaged_where_it_cannot_be_mapped(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Error: 'ails->ptr != MAP_FAILED' failed: could not mmap: Cannot allocate memory")
+
+    monkeypatch.setattr(faiss, "read_index", refuse)
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.open_index(index)
+    assert caught.value.kind == "memory-refused"

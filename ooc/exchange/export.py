@@ -22,7 +22,7 @@ from ooc.build.sizes import COPY_BYTES
 from ooc.build.work import Work
 from ooc.durable import DurableFile
 from ooc.engine import Codec, begin_single
-from ooc.errors import ArgumentError, ConflictError, IndexDirError, Stopped
+from ooc.errors import ArgumentError, ConflictError, IndexDirError, ResourceError, Stopped
 from ooc.events import Observer, Stage, Started, stage
 from ooc.exchange.spilled import FirstEntries
 from ooc.index.layout import Layout
@@ -41,6 +41,7 @@ _IDS_BYTES = 16 * 1024 * 1024
 _HEAD_BYTES = 1 << 16
 
 
+@ResourceError.if_refused("exporting")
 def export(
     index: PathOrStr,
     path: PathOrStr,

@@ -24,7 +24,7 @@ from ooc.build.train import write_template
 from ooc.build.work import Work
 from ooc.durable import DurableFile, make_directory, remove_tree, rename, write_array, write_bytes
 from ooc.engine import Foreign, Sketch, check_platform, read_foreign, sketched
-from ooc.errors import ArgumentError, ConflictError, Stopped
+from ooc.errors import ArgumentError, ConflictError, ResourceError, Stopped
 from ooc.events import Observer, Stage, Started, stage
 from ooc.exchange.ids import Listed, Numbered, span
 from ooc.exchange.same import see_vectors
@@ -45,6 +45,7 @@ _ENTRIES, _CODE_BYTES = 1 << 18, 16 * 1024 * 1024
 _SPARSE = 2
 
 
+@ResourceError.if_refused("importing")
 def import_index(
     path: PathOrStr,
     index: PathOrStr,

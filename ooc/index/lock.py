@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ooc import disk
 from ooc.durable import translated
-from ooc.errors import ConflictError, IndexDirError
+from ooc.errors import ConflictError, IndexDirError, ResourceError
 
 __all__ = ["Hold", "holder", "is_held", "lease", "publisher"]
 
@@ -108,6 +108,7 @@ class Hold:
         except FileNotFoundError:
             raise IndexDirError(f"{path} is missing", kind="index-missing") from None
         except OSError as error:
+            ResourceError.raise_if_lacking(error, f"opening {path}")
             raise IndexDirError(
                 f"{path} cannot be read: {error.strerror}", kind="index-unreadable"
             ) from error

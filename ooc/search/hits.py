@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ooc.durable import DurableFile, RowsFile, make_directory, npy_head, sync_tree, write_json
-from ooc.errors import ArgumentError, ConflictError, MissingExtraError
+from ooc.errors import ArgumentError, ConflictError, MissingExtraError, ResourceError
 from ooc.search.hit_writer import HitWriter
 from ooc.stores.write import (
     HDF5_SUFFIXES,
@@ -325,7 +325,8 @@ def _is_replaceable(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return set(file) <= {*_ARRAYS, _ALIAS}
-    except OSError:
+    except OSError as error:
+        ResourceError.raise_if_lacking(error, f"opening {path}")
         return True
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 
 from ooc.engine import threads_limited
-from ooc.errors import ArgumentError
+from ooc.errors import ArgumentError, ResourceError
 from ooc.index.layout import Layout
 from ooc.index.lists import ID_BYTES
 from ooc.search.budget import Budget
@@ -41,6 +41,7 @@ _EXACT_QUERIES = 1024
 _BATCH_QUERIES = 16_384
 
 
+@ResourceError.if_refused("opening an index")
 def open_index(
     path: PathOrStr,
     *,

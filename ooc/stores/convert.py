@@ -341,7 +341,8 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     """The record of an earlier run; one that cannot be read is none, as it is older than any row."""
     try:
         record = json.loads(disk.read_bytes(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        ResourceError.raise_if_lacking(error, f"reading {path}")
         return None
     return record if isinstance(record, dict) and isinstance(record.get("rows_done"), int) else None
 

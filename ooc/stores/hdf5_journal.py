@@ -154,8 +154,8 @@ def _pending(path: Path) -> list[_Patch]:
     """
     try:
         data = disk.read_bytes(journal_name(path))
-    except OSError:
-        return []
+    except FileNotFoundError:
+        return []  # and nothing else: a journal that cannot be read now is needed all the more
     if not data.startswith(_MAGIC):
         return []
     patches: list[_Patch] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ooc.errors import ArgumentError, ConflictError
+from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.stores.base import Store
 from ooc.stores.cast import WRITABLE, writable_dtype
 from ooc.stores.formats import is_zarr
@@ -166,7 +166,8 @@ def _zarr_members(path: Path) -> list[str]:
 
     try:
         root = zarr.open(path, mode="r")
-    except Exception:  # damaged metadata: nothing to lose that could be named
+    except Exception as error:  # damaged metadata: nothing to lose that could be named
+        ResourceError.raise_if_lacking(error, f"opening {path}")
         return []
     if not isinstance(root, zarr.Group):
         return []
@@ -185,7 +186,8 @@ def _hdf5_members(path: Path) -> list[str]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except OSError:
+    except OSError as error:
+        ResourceError.raise_if_lacking(error, f"opening {path}")
         return []
     return found
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ooc import disk
 from ooc.durable import partial_name, rename, sync_directory, sync_file, translated
-from ooc.errors import ArgumentError, ConflictError
+from ooc.errors import ArgumentError, ConflictError, ResourceError
 from ooc.stores.hdf5_journal import JournaledFile, apply_journal
 from ooc.stores.write import ChunkedWriter, lock_for_writing, remove_unlocked
 from ooc.stores.write_raw import RawLayout, RawWriter
@@ -190,6 +190,7 @@ def _appendable(path: Path, dataset: str | None, d: int, dtype: np.dtype[Any]) -
                 )
             return name
     except OSError as error:
+        ResourceError.raise_if_lacking(error, f"opening {path}")
         raise ConflictError(
             f"{path} exists and cannot be appended to: {error}", kind="store-exists"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import mmap
 import os
 import shutil
 import threading
@@ -454,3 +455,77 @@ def test_a_file_of_faiss_is_not_called_damaged_where_it_cannot_be_mapped(
     with pytest.raises(ooc.ResourceError) as caught:
         ooc.open_index(index)
     assert caught.value.kind == "memory-refused"
+
+
+@pytest.mark.parametrize("refused", [errno.EMFILE, errno.EIO])
+def test_a_journal_that_cannot_be_read_now_is_not_thrown_away(
+    rows: FloatArray, tmp_path: Path, refused: int
+) -> None:
+    code = f"""
+from ooc.stores import hdf5_journal
+x = np.load({str(tmp_path / "x.npy")!r})
+with ooc.create_store({str(tmp_path / "g.h5")!r}, d=x.shape[1], chunk_rows=100, append=True) as writer:
+    writer.append(x[:500])
+    writer.flush()
+    hdf5_journal.write_bytes = lambda *args, real=hdf5_journal.write_bytes: (real(*args), die())
+    writer.append(x[500:1000])
+"""
+    np.save(tmp_path / "x.npy", rows)
+    killed(code)
+    assert (tmp_path / ".g.h5.journal").exists()
+    for use in (
+        lambda: ooc.create_store(tmp_path / "g.h5", d=D, chunk_rows=100, append=True),
+        lambda: ooc.open_store(tmp_path / "g.h5"),
+    ):
+        with (
+            injected(_Unreadable(".journal", refused)),
+            pytest.raises((ooc.ResourceError, ooc.StoreError)) as caught,
+        ):
+            use()
+        assert os.strerror(refused) in caught.value.message
+        assert (tmp_path / ".g.h5.journal").exists()
+    with ooc.open_store(tmp_path / "g.h5") as store:
+        np.testing.assert_array_equal(store.read(0, store.n), rows[: store.n])
+        assert store.n >= 500
+
+
+class _Unreadable:
+    """Files whose names end so cannot be read."""
+
+    def __init__(self, ending: str, refused: int) -> None:
+        self._ending, self._refused = ending, refused
+
+    def __call__(self, operation: str, path: Path, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if operation == "read" and path.name.endswith(self._ending):
+            raise OSError(self._refused, os.strerror(self._refused), str(path))
+        return call(*args)
+
+
+def test_an_unfinished_conversion_whose_record_cannot_be_opened_now_is_kept(
+    base: Path, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    stop.set()
+    out = tmp_path / "y.zarr"
+    with pytest.raises(ooc.Stopped):
+        ooc.convert(base, out, chunk_rows=100, stop=stop)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    with (
+        injected(_Unreadable(".convert.json", errno.EMFILE)),
+        pytest.raises(ooc.ResourceError, match="Too many open files"),
+    ):
+        ooc.convert(base, out, chunk_rows=100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    ooc.convert(base, out, chunk_rows=100)
+
+
+def test_an_index_that_cannot_be_opened_for_its_files_says_so(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(ooc.ResourceError) as caught:
+        ooc.open_index(index)
+    assert caught.value.kind == "io"

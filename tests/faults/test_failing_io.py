@@ -173,14 +173,15 @@ def test_where_a_process_has_little_room_for_memory(case: Case) -> None:
 @pytest.mark.trust
 @pytest.mark.parametrize("case", OPERATIONS, indirect=True)
 def test_where_a_process_has_any_room_for_memory(case: Case, counted: Callable[[str, int], None]) -> None:
-    for mib in (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96):
+    # With less Python itself waits for ever for a thread that found no memory to begin.
+    for mib in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96):
         counted(f"address spaces too small: {_little_memory(case, mib)}", 1)
 
 
-def _little_memory(case: Case, mib: float) -> str:
+def _little_memory(case: Case, mib: int) -> str:
     """Run it with so much more address space than the process has; how it ended."""
     case.begin()
-    outcome = case.server.call("tests.faults.child:little_memory", case.name, case.place, int(mib * 2**20))
+    outcome = case.server.call("tests.faults.child:little_memory", case.name, case.place, mib << 20)
     where = f"{case.name} with {mib} MiB"
     if outcome.status:
         # BLAS and OpenMP end the process where they get no memory for a thread: as a kill does.

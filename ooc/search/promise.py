@@ -41,6 +41,9 @@ TABLED_K = (1, 10, 100)
 #: A row here and there is read by pages: its own bytes and, in the mean, one page more.
 PAGE_BYTES = 4096
 
+#: More lists or candidates than a build measures.
+_MOST = 1 << 24
+
 #: What a power loses in rounding.
 _ROUNDING = 1e-9
 
@@ -91,13 +94,16 @@ class Promise:
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.queries, self.scanned = int(record["queries"]), int(record["scanned"])
         self.by = str(record["by"])
-        self.far = float(record["far"]) if "far" in record else None
+        self.far = _number(record["far"]) if "far" in record else None
         names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes", "reach")
         self._settings = {
             int(k): [Setting(**dict(zip(names, line, strict=True))) for line in lines]
             for k, lines in record["settings"].items()
             if lines
         }
+        for k, lines in self._settings.items():
+            for one in lines:
+                _see(k, one)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self | None:
@@ -113,7 +119,7 @@ class Promise:
             return None
         try:
             made = cls(table)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise IndexDirError(
                 f"the calibration of the index is damaged: {error!r}", kind="index-damaged"
             ) from error
@@ -178,6 +184,25 @@ class Promise:
     def settings(self) -> dict[int, list[Setting]]:
         """All settings by k, from the cheapest on."""
         return self._settings
+
+
+def _see(k: int, one: Setting) -> None:
+    """See that a setting is one that a search can take: numbers come from a file."""
+    counts = (k, one.nprobe, one.candidates, one.list_bytes, one.row_bytes)
+    if any(type(count) is not int or not 0 <= count < 1 << 53 for count in counts):
+        raise ValueError(f"setting {one}")
+    if not 1 <= k <= _MOST or not 1 <= one.nprobe <= _MOST or not 1 <= one.candidates <= _MOST:
+        raise ValueError(f"setting {one}")
+    if not 0 <= _number(one.low) <= 1 or not 0 <= _number(one.recall) <= 1:
+        raise ValueError(f"setting {one}")
+    if one.reach is not None:
+        _number(one.reach)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} where a number is wanted")
+    return float(value)
 
 
 class Chosen(NamedTuple):
@@ -250,7 +275,7 @@ class Choice:
             setting, kept = self.promise.setting(wanted, k)
             if not kept and rerank != 0:
                 self._warn(self.promise, wanted, k)
-            nprobe, candidates, reach = setting.nprobe, setting.candidates, setting.reach
+            nprobe, candidates, reach = min(setting.nprobe, self._nlist), setting.candidates, setting.reach
             if filtered:
                 nprobe = max(nprobe, self.default_nprobe)
                 candidates, reach = max(candidates, default_rerank(k)), None

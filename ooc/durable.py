@@ -65,7 +65,7 @@ CHECK_BYTES = 64 * 1024 * 1024
 #: No record is nearly as long: a longer file is not read into memory.
 _RECORD_BYTES = 32 * 1024 * 1024
 #: The key of a record's own checksum, as ``write_sealed`` places it: at the beginning of a line.
-_SEAL, _SEALED = "checksum", re.compile(rb'^  "checksum": "([0-9a-f]{32})"', re.M)
+_SEAL, _SEALED = "checksum", b'\n  "checksum": "'
 _UNSEALED = "0" * 32
 
 #: Written data is flushed and dropped from the page cache this often: a build leaves the machine's
@@ -269,8 +269,8 @@ def _dumped(record: Any) -> bytes:
 
 def _seal(data: bytes) -> tuple[int, int] | None:
     """From where to where the checksum of a record stands in its file."""
-    found = _SEALED.search(data)
-    return None if found is None else found.span(1)
+    begin = data.find(_SEALED) + len(_SEALED)
+    return None if begin < len(_SEALED) else (begin, begin + len(_UNSEALED))
 
 
 def read_json(path: Path, *, what: str, sealed: bool = True) -> dict[str, Any]:

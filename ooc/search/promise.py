@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple, Self
@@ -95,15 +95,15 @@ class Promise:
         self.queries, self.scanned = int(record["queries"]), int(record["scanned"])
         self.by = str(record["by"])
         self.far = _number(record["far"]) if "far" in record else None
+        for k, lines in record["settings"].items():
+            if lines:
+                _see(int(k), lines)
         names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes", "reach")
         self._settings = {
             int(k): [Setting(**dict(zip(names, line, strict=True))) for line in lines]
             for k, lines in record["settings"].items()
             if lines
         }
-        for k, lines in self._settings.items():
-            for one in lines:
-                _see(k, one)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self | None:
@@ -186,17 +186,25 @@ class Promise:
         return self._settings
 
 
-def _see(k: int, one: Setting) -> None:
-    """See that a setting is one that a search can take: numbers come from a file."""
-    counts = (k, one.nprobe, one.candidates, one.list_bytes, one.row_bytes)
-    if any(type(count) is not int or not 0 <= count < 1 << 53 for count in counts):
-        raise ValueError(f"setting {one}")
-    if not 1 <= k <= _MOST or not 1 <= one.nprobe <= _MOST or not 1 <= one.candidates <= _MOST:
-        raise ValueError(f"setting {one}")
-    if not 0 <= _number(one.low) <= 1 or not 0 <= _number(one.recall) <= 1:
-        raise ValueError(f"setting {one}")
-    if one.reach is not None:
-        _number(one.reach)
+def _see(k: int, lines: Sequence[Sequence[Any]]) -> None:
+    """See that settings are such as a search can take: numbers come from a file."""
+    nprobe, candidates, recall, low, list_bytes, row_bytes, reach = zip(*lines, strict=True)
+    for counts, least, most in (
+        ((k,), 1, _MOST),
+        (nprobe, 1, _MOST),
+        (candidates, 1, _MOST),
+        (list_bytes, 0, 1 << 53),
+        (row_bytes, 0, 1 << 53),
+    ):
+        if set(map(type, counts)) != {int} or min(counts) < least or max(counts) > most:
+            raise ValueError(f"{counts} where numbers from {least} to {most} are wanted")
+    for shares in (recall, low):
+        # Not a number is neither: so it is the other way round.
+        if not set(map(type, shares)) <= {int, float} or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"{shares} where shares are wanted")
+    for one in reach:
+        if one is not None:
+            _number(one)
 
 
 def _number(value: object) -> float:

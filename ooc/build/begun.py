@@ -31,7 +31,7 @@ from ooc.durable import (
 )
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.events import Note, Observer
-from ooc.index.layout import BuildLayout, Layout
+from ooc.index.layout import BuildLayout, Layout, see_plain
 from ooc.stores import Store
 from ooc.types import PathOrStr
 
@@ -73,6 +73,7 @@ def begun(layout: Layout) -> Begun | None:
     ResourceError
         Its scratch directory is not there.
     """
+    see_plain(layout.builds)
     for path in sorted(layout.builds.glob("*/plan.json")):
         record = read_json(path, what="the plan of the unfinished build")
         scratch = _scratch(path, record)

@@ -21,6 +21,7 @@ from ooc.search.promise import Promise
 
 __all__ = [
     "Template",
+    "digests",
     "published_numbers",
     "read_generation",
     "see_header",
@@ -122,7 +123,7 @@ def see_template(layout: Layout, header: Header | None, findings: Findings) -> T
     for path in layout.template_files:
         if not path.is_file() or not findings.is_sound(path):
             continue
-        said = checksums.get(path.name, [])
+        said = digests(checksums.get(path.name))
         size = path.stat().st_size
         if len(said) != -(-size // CHECK_BYTES):
             findings.add(path, "size", f"it has {size} bytes, and its record {len(said)} checksums of 64 MiB")
@@ -130,6 +131,11 @@ def see_template(layout: Layout, header: Header | None, findings: Findings) -> T
             do = MENDED if path == layout.template_file else ANEW
             findings.add(path, "checksum", "it is not what was written", do, block=0)
     return Template(skeleton=skeleton, record=record)
+
+
+def digests(said: object) -> list[str]:
+    """The checksums that a record has of a file; none where it has something else."""
+    return said if isinstance(said, list) and all(isinstance(one, str) for one in said) else []
 
 
 def see_sketch_of(

@@ -175,19 +175,24 @@ def _files(layout: SegmentLayout, uses: Uses, record: Mapping[str, Any], *, firs
         files += [layout.header if first else layout.sizes, layout.lists]
     if uses.part is not None:
         files.append(layout.vectors)
-        files += [path for path in (layout.scales,) if path.name in record.get("bytes", {}) or path.exists()]
+        files += [path for path in (layout.scales,) if path.name in _said(record, "bytes") or path.exists()]
     if uses.listed is not None:
         files.append(layout.ids)
     return files
 
 
+def _said(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What a record says by file name."""
+    said = record.get(name)
+    return said if isinstance(said, Mapping) else {}
+
+
 def _see_sizes(
     layout: SegmentLayout, files: list[Path], record: Mapping[str, Any], findings: Findings, mending: str
 ) -> None:
-    said = record.get("bytes", {})
-    if record and not isinstance(said, Mapping):
+    said = _said(record, "bytes")
+    if record and not said:
         findings.add(layout.record, "record", "it does not say how large the files are", MENDED)
-        said = {}
     for path in files:
         do = mending if path in (layout.vectors, layout.scales, layout.ids) else MENDED
         findings.count(files=1)

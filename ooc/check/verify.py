@@ -13,6 +13,7 @@ from ooc.check.contents import Told, file_bytes, see_blocks, see_ids, see_lists,
 from ooc.check.findings import ANEW, MENDED, Findings
 from ooc.check.records import (
     Template,
+    digests,
     published_numbers,
     read_generation,
     see_header,
@@ -246,7 +247,7 @@ class Check:
                 checksums = one.template.record.get("checksums", {})
                 for path in layout.template_files:
                     do = MENDED if path == layout.template_file else ANEW
-                    see_blocks(path, checksums.get(path.name, []), findings, told, stop, do)
+                    see_blocks(path, digests(checksums.get(path.name)), findings, told, stop, do)
             if one.generation is None or one.dead is None or self.header is None:
                 continue
             for segment in one.segments:

@@ -21,8 +21,10 @@ All names inside are relative: the directory can be moved, copied, and mounted r
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -45,7 +47,17 @@ from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError
 from ooc.types import METRICS, Metric, PathOrStr
 
-__all__ = ["FORMAT_VERSION", "MOST_D", "SCALED", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MOST_D",
+    "SCALED",
+    "SPILL",
+    "BuildLayout",
+    "Header",
+    "Layout",
+    "SegmentLayout",
+    "see_plain",
+]
 
 #: Raised when a reader of the version before could give wrong answers.
 FORMAT_VERSION = 1
@@ -251,6 +263,7 @@ class Layout:
                 kind="index-foreign",
                 hint="Name the directory that `ooc build` made.",
             )
+        see_plain(self.root, but=(self.builds, self.retraining))
         what = "the index's header"
         # A newer format may have other checksums: what it is comes first.
         record = read_json(self.header, what=what, sealed=False)
@@ -333,6 +346,38 @@ class Layout:
         write_sealed(self.generation(number), record)
         self.make_live(number)
         remove_file(self.publishing)
+
+
+def see_plain(directory: Path, but: Sequence[Path] = ()) -> None:
+    """See that there are files and directories alone below a directory of an index.
+
+    It may come from somebody else: a link could lead anywhere, and who opens a pipe waits for its other end.
+
+    Parameters
+    ----------
+    directory : Path
+    but : sequence of Path
+        Directories that are not gone into.
+
+    Raises
+    ------
+    IndexDirError
+        There is a symbolic link, a pipe or a device.
+    """
+    left = [str(directory)]
+    passed = {str(path) for path in but}
+    while left:
+        with contextlib.suppress(OSError), os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left += [entry.path] if entry.path not in passed else []
+                elif not entry.is_file(follow_symlinks=False):
+                    raise IndexDirError(
+                        f"{entry.path} is a symbolic link, a pipe or a device: all files of an index lie in "
+                        "its directory",
+                        kind="index-link",
+                        hint="Put what it leads to in its place, if you trust it.",
+                    )
 
 
 def _numbered(number: int) -> bytes:

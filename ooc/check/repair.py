@@ -16,7 +16,6 @@ from ooc.check.anew import Anew
 from ooc.check.records import published_numbers
 from ooc.durable import (
     block_checksums,
-    rename,
     write_sealed,
 )
 from ooc.engine import Codec
@@ -126,14 +125,12 @@ def _template(layout: Layout, check: Check, generation: Generation) -> list[str]
     said = check.last.template.record.get("checksums", {}).get(layout.template_file.name)
     if said is None or not check.findings.is_sound(header):
         return []
-    trial = layout.template / ".again.partial"  # a name that readers pass over
     try:
-        if Codec.of_header(header).save(trial) != said:
-            return []
-        rename(trial, layout.template_file)
+        codec = Codec.of_header(header)
     except IndexDirError:
         return []
-    finally:
-        trial.unlink(missing_ok=True)
+    if codec.checksums() != said:
+        return []
+    codec.save(layout.template_file)
     check.findings.damaged.discard(layout.template_file)
     return ["template.faiss was written anew, from the header of the lists: the same bytes"]

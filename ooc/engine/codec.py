@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ooc.durable import DurableFile
+from ooc.durable import BlockHash, DurableFile
 from ooc.engine import rabitq
 from ooc.engine.rotation import Rotation
 from ooc.engine.skeleton import header_skeleton, template_skeleton
@@ -359,6 +359,14 @@ class Codec:
     def save(self, path: Path) -> list[str]:
         """Write the template durably; its checksums."""
         return write_index(self._index, path)
+
+    def checksums(self) -> list[str]:
+        """Those of the file that ``save`` would write."""
+        digest = BlockHash()
+        writer = faiss.PyCallbackIOWriter(digest.update)
+        faiss.write_index(self._index, writer)
+        del writer
+        return digest.digests()
 
     def save_header(self, path: Path, sizes: IntArray) -> list[str]:
         """Write the header of a file of lists with ``sizes`` (nlist,) rows each; its checksums.

@@ -33,6 +33,7 @@ from ooc.api import (
     rollback,
     train,
     upsert,
+    verify,
 )
 from ooc.errors import (
     ArgumentError,
@@ -94,6 +95,7 @@ __all__ = [
     "rollback",
     "train",
     "upsert",
+    "verify",
 ]
 
 #: Where the rest of the public names live: imported when first asked for, so that `import ooc` is

@@ -8,7 +8,7 @@ from ooc.units import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ooc.build.plan import Plan
     from ooc.events import Observer
@@ -39,6 +39,7 @@ __all__ = [
     "rollback",
     "train",
     "upsert",
+    "verify",
 ]
 
 
@@ -661,6 +662,84 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
     from ooc.update.collect import gc as run
 
     return run(index, keep=keep)
+
+
+def verify(
+    index: PathOrStr,
+    *,
+    full: bool = False,
+    repair: bool = False,
+    generation: int | None = None,
+    every: bool = False,
+    store: StoreLike | Mapping[str, StoreLike] | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+    threads: int | None = None,
+    progress: bool = False,
+    observer: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """See whether an index is what it was when it was written. See ``ooc help verify``.
+
+    Without ``full`` records, sizes of files and the structure of what says where lists are.
+
+    Parameters
+    ----------
+    index : path
+    full : bool
+        Read everything: all checksums; the rows in each list; of a sample of rows, the same for the same
+        index, the lists that they belong to and their codes, made anew from the vectors; whether the stores
+        are those that were indexed.
+    repair : bool
+        Make anew what is damaged, where the stores or the index's own rows allow: as another generation,
+        which is then checked. Only of the live one.
+    generation : int, optional
+        Look at this one; default: the live one.
+    every : bool
+        Look at all generations that are there.
+    store : store or mapping, optional
+        Where stores are now, as for ``open_index``.
+    memory : int or str
+        Budget of private memory.
+    threads : int, optional
+        For making anew; default: the processors this process may use.
+    progress, observer, stop
+        As for ``build``.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``index``, ``generations`` (that were looked at), ``full``, ``sound``, ``findings``,
+        ``checked`` (how many records, files, blocks, bytes, list entries, codes and stores), ``unchecked``
+        (``what`` and ``why``), ``repaired`` (what was made anew), ``seconds``. A finding has ``path``,
+        ``block`` (of 64 MiB, or of 1024 rows; or None), ``kind`` (``missing``, ``record``, ``size``,
+        ``structure``, ``checksum``, ``ids``, ``codes`` or ``store``), ``what`` it is, what to ``do``.
+
+    Raises
+    ------
+    IndexDirError
+        There is no index, or it was not finished. One that is damaged is no error here.
+    ArgumentError
+        There is no such generation, or ``repair`` is asked of another than the live one.
+    ConflictError, PlanError, ResourceError, Stopped
+        As ``append``, while something is made anew; Stopped also while it is read.
+    """
+    from ooc.check.verify import verify as run
+    from ooc.cli.progress import observer_for
+    from ooc.events import broadcast
+
+    with observer_for(progress) as display:
+        return run(
+            index,
+            full=full,
+            repair=repair,
+            generation=generation,
+            every=every,
+            store=store,
+            memory=memory,
+            threads=threads,
+            observer=broadcast([display, observer]),
+            stop=stop,
+        )
 
 
 def export(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -151,9 +152,29 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of a file."""
-    return step("read", path, path.read_bytes)
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """All of a file; where it is longer, ``most`` bytes and one more.
+
+    Raises
+    ------
+    OSError
+        It is no file, among others: a pipe or a device has no end.
+    """
+    return step("read", path, _read, path, most)
+
+
+def _read(path: Path, most: int | None) -> bytes:
+    with open(path, "rb", opener=_regular) as file:
+        return file.read() if most is None else file.read(most + 1)
+
+
+def _regular(path: str, flags: int) -> int:
+    # Who opens a pipe waits for its other end.
+    fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no file", path)
+    return fd
 
 
 def read_at(fd: int, path: Path, size: int, at: int) -> bytes:

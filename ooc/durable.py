@@ -16,7 +16,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +37,7 @@ __all__ = [
     "RowsFile",
     "as_bytes",
     "block_checksums",
+    "check_seal",
     "journal_name",
     "make_directory",
     "npy_head",
@@ -55,10 +56,17 @@ __all__ = [
     "write_array",
     "write_bytes",
     "write_json",
+    "write_sealed",
 ]
 
 #: A checksum covers this many bytes, so that damage is located and a long check can resume.
 CHECK_BYTES = 64 * 1024 * 1024
+
+#: No record is nearly as long: a longer file is not read into memory.
+_RECORD_BYTES = 32 * 1024 * 1024
+#: The key of a record's own checksum, as ``write_sealed`` places it: at the beginning of a line.
+_SEAL, _SEALED = "checksum", b'\n  "checksum": "'
+_UNSEALED = "0" * 32
 
 #: Written data is flushed and dropped from the page cache this often: a build leaves the machine's
 #: cache alone, and the final flush is short.
@@ -239,20 +247,78 @@ def npy_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a record durably: sorted keys, two spaces, so that equal records are equal bytes."""
-    write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    """Write JSON durably: sorted keys, two spaces, so that equal records are equal bytes."""
+    write_bytes(path, _dumped(record))
 
 
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
-    """Read a record that ``write_json`` wrote.
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record durably, with its own checksum under ``checksum``: what ``read_json`` then sees to.
+
+    That is the XXH3-128 of the file with 32 zeros in its place.
+    """
+    data = _dumped({**record, _SEAL: _UNSEALED})
+    at = _seal(data)
+    if at is None:  # it is there: it was just put there
+        raise ValueError(f"{path}: no place for its checksum")
+    write_bytes(path, data[: at[0]] + xxhash.xxh3_128_hexdigest(data).encode() + data[at[1] :])
+
+
+def _dumped(record: Any) -> bytes:
+    return (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _seal(data: bytes) -> tuple[int, int] | None:
+    """From where to where the checksum of a record stands in its file."""
+    begin = data.find(_SEALED) + len(_SEALED)
+    return None if begin < len(_SEALED) else (begin, begin + len(_UNSEALED))
+
+
+def read_json(path: Path, *, what: str, sealed: bool = True) -> dict[str, Any]:
+    """Read a record that ``write_sealed`` or ``write_json`` wrote, without its checksum.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        Names the record for the reader of an error.
+    sealed : bool
+        Whether to see to its checksum, where it has one; else the caller calls ``check_seal``.
 
     Raises
     ------
     IndexDirError
-        When the file is missing, unreadable, or not a JSON object; ``what`` names it for the reader.
+        When the file is missing, unreadable, not a JSON object, or not what its checksum says.
     """
+    data = _read_record(path, what)
     try:
-        record = json.loads(disk.read_bytes(path))
+        record = json.loads(data, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise IndexDirError(
+            f"{what} is damaged: {path} is not JSON ({error})", kind="index-damaged"
+        ) from error
+    if not isinstance(record, dict):
+        raise IndexDirError(f"{what} is damaged: {path} does not hold a JSON object", kind="index-damaged")
+    if sealed:
+        _check_seal(path, what, data, record)
+    record.pop(_SEAL, None)
+    return record
+
+
+def check_seal(path: Path, *, what: str) -> bool:
+    """See that a record is what its checksum says; whether it has one.
+
+    Raises
+    ------
+    IndexDirError
+        As ``read_json``.
+    """
+    data = _read_record(path, what)
+    return _check_seal(path, what, data, json.loads(data))
+
+
+def _read_record(path: Path, what: str) -> bytes:
+    try:
+        data = disk.read_bytes(path, most=_RECORD_BYTES)
     except FileNotFoundError:
         raise IndexDirError(f"{what} is missing: {path}", kind="index-missing") from None
     except OSError as error:
@@ -260,13 +326,28 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
         raise IndexDirError(
             f"{what} cannot be read: {path}: {error.strerror}", kind="index-unreadable"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise IndexDirError(
-            f"{what} is damaged: {path} is not JSON ({error})", kind="index-damaged"
-        ) from error
-    if not isinstance(record, dict):
-        raise IndexDirError(f"{what} is damaged: {path} does not hold a JSON object", kind="index-damaged")
-    return record
+    if len(data) > _RECORD_BYTES:
+        raise IndexDirError(f"{what} is damaged: {path} is longer than any record", kind="index-damaged")
+    return data
+
+
+def _check_seal(path: Path, what: str, data: bytes, record: Mapping[str, Any]) -> bool:
+    if _SEAL not in record:
+        return False
+    at = _seal(data)
+    if at is not None:
+        bare = data[: at[0]] + _UNSEALED.encode() + data[at[1] :]
+        if xxhash.xxh3_128_hexdigest(bare).encode() == data[at[0] : at[1]]:
+            return True
+    raise IndexDirError(
+        f"{what} is damaged: {path} is not what its checksum says",
+        kind="index-damaged",
+        hint="Copy the directory anew; `ooc verify` says what else is damaged.",
+    )
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def make_directory(path: Path) -> None:

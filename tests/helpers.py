@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,18 @@ def embeddings(n: int, d: int, seed: int = 0, *, topics: int = 60) -> FloatArray
     which = rng.choice(topics, n, p=weights / weights.sum())
     x = centres[which] + 0.7 * rng.standard_normal((n, d)) * spectrum
     return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """A record of an index without its checksum: to be changed and written back as ``rewrite`` does."""
+    record: dict[str, Any] = json.loads(path.read_bytes())
+    record.pop("checksum", None)
+    return record
+
+
+def rewrite(path: Path, **entries: Any) -> None:
+    """Change entries of a record, as somebody who leaves its checksum out."""
+    path.write_text(json.dumps({**unsealed(path), **entries}))
 
 
 def exact_search(x: AnyArray, xq: AnyArray, k: int, metric: str) -> tuple[FloatArray, IntArray]:

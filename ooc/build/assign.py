@@ -132,6 +132,17 @@ class Assigner:
         chosen = np.where(other.any(axis=1), chosen, (first + 1) % self.nlist)
         return np.stack((first, chosen), axis=1)
 
+    def as_near(self, x: FloatArray, best: IntArray, others: IntArray, part: float) -> NDArray[np.bool_]:
+        """Whether lists ``others`` ``(m,)`` are as near to rows ``(m, d)`` as lists ``best``, or nearly.
+
+        By up to a ``part`` of the squared distance; for products of the length of the row.
+        """
+        found = self._exact.compare(x, np.stack((best, others), axis=1))
+        lengths = np.sqrt(np.einsum("ij,ij->i", x, x))
+        if self._l2:
+            return np.asarray(found[:, 1] <= found[:, 0] * (1 + part) + part * _TINY)
+        return np.asarray(found[:, 1] >= found[:, 0] - part * lengths)
+
     def _scores(self, x: FloatArray, first: int) -> FloatArray:
         """How near the centroids from ``first`` on are, as many as are compared at a time."""
         scores = x @ self._exact.rows[first : first + _TILE].T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import secrets
 import socket
 import threading
@@ -27,11 +28,11 @@ from ooc.durable import (
     remove_files,
     remove_tree,
     sync_directory,
-    write_json,
+    write_sealed,
 )
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.events import Note, Observer
-from ooc.index.layout import BuildLayout, Layout
+from ooc.index.layout import BuildLayout, Layout, see_plain
 from ooc.stores import Store
 from ooc.types import PathOrStr
 
@@ -47,6 +48,10 @@ __all__ = [
     "published",
     "see_whole",
 ]
+
+
+#: How a directory of shards outside the index is called: the index's name, and twelve digits.
+_SCRATCH_NAME = re.compile(r".+-[0-9a-f]{12}", re.S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +74,24 @@ def begun(layout: Layout) -> Begun | None:
     ResourceError
         Its scratch directory is not there.
     """
+    see_plain(layout.builds)
     for path in sorted(layout.builds.glob("*/plan.json")):
         record = read_json(path, what="the plan of the unfinished build")
-        scratch = Path(record["scratch"]) if record.get("scratch") else None
+        scratch = _scratch(path, record)
         if scratch is not None and not scratch.is_dir():
             raise ResourceError(
                 f"the shards of this build are in {scratch}, which is not there",
                 kind="scratch-missing",
                 hint=f"Mount that disk, or remove {layout.builds} to fill them anew.",
             )
-        return Begun(Plan.from_record(record), BuildLayout(path.parent, scratch), record.get("after"))
+        after = record.get("after")
+        try:
+            plan = Plan.from_record(record)
+            if after is not None and type(after) is not int:
+                raise ValueError(f"after {after!r}")
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            raise _damaged(path, layout.builds, repr(error)) from error
+        return Begun(plan, BuildLayout(path.parent, scratch), after)
     return None
 
 
@@ -103,7 +116,7 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None, *, after: int |
         if there.plan.on_bad != plan.on_bad:
             # The one setting that may change: processes that fill take it from the record.
             record = {**read_json(there.build.plan, what="the plan"), "on_bad": plan.on_bad}
-            write_json(there.build.plan, record)
+            write_sealed(there.build.plan, record)
             changed = dataclasses.replace(there.plan, on_bad=plan.on_bad)
             there = Begun(changed, there.build, there.after)
         return there
@@ -112,7 +125,7 @@ def begin(layout: Layout, plan: Plan, scratch: PathOrStr | None, *, after: int |
     if place is not None:
         make_directory(place)
     make_directory(build.root)
-    write_json(build.plan, {**plan.to_record(), "scratch": str(place or ""), "after": after})
+    write_sealed(build.plan, {**plan.to_record(), "scratch": str(place or ""), "after": after})
     return Begun(plan, build, after)
 
 
@@ -128,17 +141,38 @@ def _place_in(scratch: Path, layout: Layout) -> Path:
     return place
 
 
+def _scratch(path: Path, record: Mapping[str, Any]) -> Path | None:
+    """The directory of shards that the record of a plan names, where it is another one.
+
+    What is in it is read, and removed in the end: so it must have a name as ``_place_in`` gives.
+    """
+    name = record.get("scratch") or None
+    if name is None:
+        return None
+    if not isinstance(name, str) or "\0" in name or not _SCRATCH_NAME.fullmatch(Path(name).name):
+        raise _damaged(path, path.parent.parent, f"scratch {name!r}")
+    return Path(name)
+
+
+def _damaged(path: Path, builds: Path, why: str) -> IndexDirError:
+    return IndexDirError(
+        f"the plan of the unfinished build is damaged: {path}: {why}",
+        kind="index-damaged",
+        hint=f"Remove {builds} to begin anew.",
+    )
+
+
 def forget(layout: Layout) -> None:
     """Remove all that a build keeps until it is published; its plan last, by which the rest is known."""
     for path in layout.builds.glob("*/plan.json"):
-        scratch = read_json(path, what="the plan of the unfinished build").get("scratch")
-        if scratch:
-            place = BuildLayout(path.parent, Path(scratch))
+        scratch = _scratch(path, read_json(path, what="the plan of the unfinished build"))
+        if scratch is not None:
+            place = BuildLayout(path.parent, scratch)
             remove_tree(place.shards)  # what is ours, and nothing else
             remove_files([place.sample, partial_name(place.sample)])
             with contextlib.suppress(OSError):
-                disk.remove_directory(Path(scratch))
-                sync_directory(Path(scratch).parent)
+                disk.remove_directory(scratch)
+                sync_directory(scratch.parent)
         for beside in path.parent.iterdir():
             if beside != path:
                 remove_tree(beside) if beside.is_dir() else remove_file(beside)

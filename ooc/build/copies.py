@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ooc.build.plan import Plan
 from ooc.build.sample import npy_header
 from ooc.build.shards import Shard
 from ooc.build.sizes import copied_dtype
@@ -24,7 +23,7 @@ from ooc.index.layout import SegmentLayout
 from ooc.stores.base import as_float32
 from ooc.stores.cast import cast_rows
 from ooc.stores.scaled import to_int8
-from ooc.types import AnyArray, FloatArray
+from ooc.types import AnyArray, CopyDtype, FloatArray
 
 __all__ = ["Copied", "Copies", "copy_error", "copy_record"]
 
@@ -50,18 +49,29 @@ class Copies:
     """The files of the index's own rows, written in place, any block at any time, by several threads.
 
     Making it makes the files, which only one process at a time may do; writing is free to all.
+
+    Parameters
+    ----------
+    dtype : str
+        Of the store.
+    copy_dtype : {"store", "float16", "int8"}
+    shape : (n, d)
+    segment : SegmentLayout
+        Where the files are.
     """
 
-    def __init__(self, plan: Plan, segment: SegmentLayout) -> None:
-        self._dtype, self._how = copied_dtype(plan.dtype, plan.copy_dtype), plan.copy_dtype
+    def __init__(
+        self, dtype: str, copy_dtype: CopyDtype, shape: tuple[int, int], segment: SegmentLayout
+    ) -> None:
+        self._dtype, self._how = copied_dtype(dtype, copy_dtype), copy_dtype
         self._files: list[RowsFile] = []
-        parts = [(segment.vectors, (plan.n, plan.d), self._dtype)]
-        if plan.copy_dtype == "int8":
-            parts.append((segment.scales, (plan.n, 1), np.dtype(np.float32)))
+        parts = [(segment.vectors, shape, self._dtype)]
+        if copy_dtype == "int8":
+            parts.append((segment.scales, (shape[0], 1), np.dtype(np.float32)))
         try:
-            for path, shape, dtype in parts:
-                size = math.prod(shape) * dtype.itemsize
-                self._files.append(RowsFile(path, npy_header(shape, dtype), size))
+            for path, size_of, kind in parts:
+                size = math.prod(size_of) * kind.itemsize
+                self._files.append(RowsFile(path, npy_header(size_of, kind), size))
         except BaseException:
             self.close()
             raise

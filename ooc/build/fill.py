@@ -29,7 +29,7 @@ from ooc.build.sweep import Found
 from ooc.build.train import Template
 from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
-from ooc.durable import DurableFile, make_directory, write_bytes, write_json
+from ooc.durable import DurableFile, make_directory, write_bytes, write_sealed
 from ooc.errors import DataError, IndexDirError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
 from ooc.index.layout import BuildLayout
@@ -232,7 +232,7 @@ def _copy(plan: Plan, build: BuildLayout) -> Iterator[Copies | None]:
         return
     make_directory(build.segment.root)
     with lease(build.copy_lease, wait=True):
-        copies = Copies(plan, build.segment)
+        copies = Copies(plan.dtype, plan.copy_dtype, (plan.n, plan.d), build.segment)
     try:
         yield copies
     finally:
@@ -345,4 +345,4 @@ class _Making:
             "fit": [list(block) for block in self._fit],
             **copy_record(self._copied),
         }
-        write_json(path.with_suffix(".json"), record)
+        write_sealed(path.with_suffix(".json"), record)

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from ooc.build.plan import Plan
-from ooc.durable import read_json, write_json
+from ooc.durable import read_json, write_sealed
 from ooc.errors import ArgumentError
 from ooc.index.keys import write_keys
 from ooc.index.layout import BuildLayout
@@ -46,7 +46,7 @@ def keep_keys(
             kind="keys",
             hint="Call again.",
         )
-    write_json(build.keys, made)
+    write_sealed(build.keys, made)
 
 
 def kept_keys(plan: Plan, build: BuildLayout) -> dict[str, Any] | None:

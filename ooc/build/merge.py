@@ -22,16 +22,18 @@ from ooc.build.plan import Plan
 from ooc.build.sizes import COPY_BYTES
 from ooc.durable import (
     DurableFile,
+    block_checksums,
     make_directory,
     read_json,
     remove_file,
     write_array,
     write_bytes,
-    write_json,
+    write_sealed,
 )
 from ooc.engine import Codec
 from ooc.errors import IndexDirError, Stopped
 from ooc.events import Observer, Stage, ignore, stage
+from ooc.index.arrays import rows_head
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES, ListsReader, evenness, list_groups
 from ooc.types import BytesArray, IntArray
@@ -170,7 +172,11 @@ def write_record(segment: SegmentLayout, checksums: dict[str, list[str]], **said
     write_bytes(segment.checksums, "".join(lines).encode())
     names = [*checksums, segment.checksums.name]
     sizes = {name: (segment.root / name).stat().st_size for name in names}
-    write_json(segment.record, {**said, "bytes": sizes})
+    # Checksums of rows begin after the header, so it has one here; and so has the file of checksums.
+    rows = [path for path in (segment.vectors, segment.scales) if path.name in checksums]
+    heads = {path.name: rows_head(path) for path in rows}
+    heads[segment.checksums.name] = block_checksums(segment.checksums)[0]
+    write_sealed(segment.record, {**said, "bytes": sizes, "heads": heads})
 
 
 def _interleave(

@@ -51,7 +51,7 @@ from ooc.build.train import train as train_template
 from ooc.build.witness import Witnesses, neighbours_found
 from ooc.build.work import Work
 from ooc.build.workers import workers
-from ooc.durable import read_json, remove_file, remove_tree, write_json
+from ooc.durable import read_json, remove_file, remove_tree, write_sealed
 from ooc.errors import ConflictError, IndexDirError, OocError, ResourceError, Stopped
 from ooc.events import Note, Observer
 from ooc.index.layout import Header, Layout, SegmentLayout
@@ -392,7 +392,7 @@ class _Run(Work):
                     plan, [place], spread, build.sketch, witnesses, nearest, rows=rows, **watched
                 )
             record = dataclasses.asdict(measured)
-        write_json(build.calibration, record)
+        write_sealed(build.calibration, record)
         return record
 
     @contextlib.contextmanager

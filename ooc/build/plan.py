@@ -163,7 +163,12 @@ class Plan:
     @property
     def digest(self) -> str:
         """Short name of what decides the bytes of the index: equal plans make equal indexes."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        return self.digest_of(self.identity)
+
+    @staticmethod
+    def digest_of(identity: Mapping[str, Any]) -> str:
+        """The digest of a plan of which this decides the bytes."""
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -212,11 +217,23 @@ class Plan:
         kept = {name: value for name, value in record.items() if name in names}
         kept["compared"] = tuple(Compared(**one) for one in kept.get("compared", ()))
         kept["forecast"] = Forecast(**kept["forecast"]) if kept.get("forecast") else None
-        return cls(**kept)
+        made = cls(**kept)
+        for field in dataclasses.fields(cls):
+            kind, value = _KINDS.get(str(field.type)), getattr(made, field.name)
+            if kind is not None and type(value) is not kind:
+                raise ValueError(f"{field.name} {value!r}")
+            if isinstance(value, int) and not 0 <= value < 1 << 53:
+                raise ValueError(f"{field.name} {value!r}")
+        if not made.d or not made.shard_rows or not made.nlist or made.metric not in METRICS:
+            raise ValueError(f"a plan of {made.n} rows of {made.d} dimensions, metric {made.metric!r}")
+        return made
 
 
 #: More rows than lists that anybody plans.
 _ANY_ROWS = 1 << 40
+
+#: What fields of a plan must be when they come from a file.
+_KINDS: dict[str, type] = {"int": int, "str": str, "bool": bool}
 
 #: What decides the bytes. The store's name and format are left out: a moved store is the same store.
 #: So is ``on_bad``: what was done before the first bad row is good under either.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ooc.build.factory import parse_factory
-from ooc.durable import DurableFile, make_directory, read_json, write_json
+from ooc.durable import DurableFile, make_directory, read_json, write_sealed
 from ooc.errors import IndexDirError, PlanError
 from ooc.index.layout import Layout
 from ooc.types import PathOrStr
@@ -93,14 +93,14 @@ def copy_template(source: Layout, plan: Plan, layout: Layout) -> None:
     source = source.of_live()
     record = _record(source)
     _copy_files(source, layout, record)
-    write_json(layout.train_record, {**record, "plan": plan.digest, "reused": plan.template})
+    write_sealed(layout.train_record, {**record, "plan": plan.digest, "reused": plan.template})
 
 
 def copy_files(source: Layout, layout: Layout) -> None:
     """Copy a template as it is, its record last; raises as ``copy_template``."""
     record = _record(source)
     _copy_files(source, layout, record)
-    write_json(layout.train_record, record)
+    write_sealed(layout.train_record, record)
 
 
 def _copy_files(source: Layout, layout: Layout, record: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,19 +87,37 @@ def shards_done(build: BuildLayout) -> list[Shard]:
 
 def _read(path: Path) -> Shard | None:
     record = read_json(path, what="a shard's record")
+    try:
+        return _shard(path, record)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise IndexDirError(
+            f"{path} is damaged: {error!r}",
+            kind="shard-damaged",
+            hint="Remove it and run the build again, which makes it anew.",
+        ) from error
+
+
+def _shard(path: Path, record: Mapping[str, Any]) -> Shard | None:
     lists = path.with_suffix(".ivfdata")
     if not lists.is_file() or lists.stat().st_size != record["bytes"]:
         return None
     if not lists.with_suffix(".npz").is_file():
         return None
+    numbers = [record[name] for name in ("start", "stop", "skipped", "first_skipped", "zeros")]
+    sizes = np.array(record["sizes"], np.int64)
+    if any(type(one) is not int for one in numbers) or sizes.ndim != 1 or (sizes < 0).any():
+        raise ValueError("its numbers")
+    start, stop, skipped, first_skipped, zeros = numbers
+    if not 0 <= start < stop or not 0 <= skipped <= stop - start:
+        raise ValueError("its rows")
     return Shard(
         path=lists,
-        start=record["start"],
-        stop=record["stop"],
-        sizes=np.array(record["sizes"], np.int64),
-        skipped=record["skipped"],
-        first_skipped=record["first_skipped"],
-        zeros=record["zeros"],
+        start=start,
+        stop=stop,
+        sizes=sizes,
+        skipped=skipped,
+        first_skipped=first_skipped,
+        zeros=zeros,
         checksums=record["checksums"],
         row_checksums=record["row_checksums"],
         # Shards that an earlier version filled have no copy that would need these.

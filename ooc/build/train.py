@@ -18,10 +18,11 @@ from ooc.build.plan import Plan
 from ooc.build.sample import Sample, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import Pool
-from ooc.durable import DurableFile, make_directory, read_json, write_json
+from ooc.durable import DurableFile, make_directory, read_json, write_sealed
 from ooc.engine import Codec, interruptible
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
+from ooc.index.arrays import read_array
 from ooc.index.layout import Layout
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
 
@@ -171,7 +172,7 @@ def write_template(
             file.write(npy_header(array.shape, array.dtype))
             file.write(array)
             checksums[path.name] = file.checksums()
-    write_json(layout.train_record, {**said, "checksums": checksums})
+    write_sealed(layout.train_record, {**said, "checksums": checksums})
 
 
 def load_template(layout: Layout, plan: Plan) -> Template | None:
@@ -190,7 +191,8 @@ def published_template(layout: Layout, metric: Metric, *, rows: int | None = Non
     For few of them comparing all centroids takes less than making a sketch of these.
     """
     codec = Codec.load(layout.template_file)
-    centroids = np.load(layout.centroids_file, allow_pickle=False)
+    d = codec.d if codec.isometric else codec.d_code
+    centroids: FloatArray = read_array(layout.centroids_file, np.float32, (codec.nlist, d))
     sketch = rows is None or rows > _FEW_ROWS
     # Two threads of BLAS gain nothing here, and beside other processes they wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):

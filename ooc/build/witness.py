@@ -299,7 +299,7 @@ def _unpacked(path: Path, names: Sequence[str]) -> list[AnyArray]:
         # Opened here: numpy leaves the file of an archive open that is none.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile) as error:
         ResourceError.raise_if_lacking(error, f"reading {path}")
         raise IndexDirError(
             f"{path} cannot be read: {error}",

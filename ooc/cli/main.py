@@ -22,7 +22,8 @@ __all__ = ["EXIT_BROKEN_PIPE", "EXIT_UNFORESEEN", "VERBS", "main", "make_parser"
 #: ``run(args)``, which imports what it needs: `ooc -h` waits for neither numpy nor faiss.
 VERBS = (
     "plan", "build", "train", "fill", "merge", "status", "info", "search", "exact", "eval",
-    "append", "upsert", "delete", "compact", "rollback", "gc", "convert", "export", "import", "help",
+    "append", "upsert", "delete", "compact", "rollback", "gc", "verify", "convert", "export", "import",
+    "help",
 )  # fmt: skip
 
 #: Those that go on where they were stopped.

@@ -6,7 +6,7 @@ file opened for reading. ``Nearest`` finds the centroid nearest to each of many 
 and ``Exact`` compares rows with given centroids; a search finds lists by a ``Sketch``, in an order that a
 ``Handicap`` changes. ``pairs`` computes exact distances where the rows lie, and
 ``code_distances`` tells what a code would make of them. ``begin_single`` and ``read_foreign`` exchange whole
-indexes with plain faiss, in one file.
+indexes with plain faiss, in one file. What faiss reads is checked before (``skeleton``).
 
 What SWIG asks for is done here and only here: arrays that are contiguous, of the right dtype and
 kept alive; the top object kept alive as long as a view of its parts; thread counts set in the calling
@@ -31,6 +31,7 @@ from ooc.engine.lists import DiskLists
 from ooc.engine.nearest import Exact, Look, Nearest
 from ooc.engine.select import Selector
 from ooc.engine.single import begin_single
+from ooc.engine.skeleton import Skeleton, header_skeleton, see_sketch, template_skeleton
 from ooc.engine.sketch import Sketch, sketch_bytes, sketched
 from ooc.engine.threads import one_thread, threads_limited
 from ooc.engine.trial import code_distances
@@ -46,17 +47,21 @@ __all__ = [
     "Look",
     "Nearest",
     "Selector",
+    "Skeleton",
     "Sketch",
     "begin_single",
     "check_platform",
     "code_bytes",
     "code_distances",
+    "header_skeleton",
     "interruptible",
     "one_thread",
     "pairs",
     "read_foreign",
+    "see_sketch",
     "sketch_bytes",
     "sketched",
+    "template_skeleton",
     "threads_limited",
     "version",
 ]

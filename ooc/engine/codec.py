@@ -10,10 +10,12 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
-from ooc.durable import DurableFile
+from ooc.durable import BlockHash, DurableFile
 from ooc.engine import rabitq
 from ooc.engine.rotation import Rotation
+from ooc.engine.skeleton import header_skeleton, template_skeleton
 from ooc.engine.threads import threads_limited
 from ooc.errors import DataError, IndexDirError, PlanError, ResourceError
 from ooc.types import BytesArray, FloatArray, IntArray, Metric
@@ -47,6 +49,9 @@ WORKS_ON_DISK = {
     "IndexIVFRaBitQ",
     "IndexIVFEDEN",
 }
+
+#: Lower bytes of the numbers that codes of several bits have beside them.
+_FACTOR_BYTES = 12
 
 #: Transforms that keep all distances: rows can be assigned before them.
 _ISOMETRIC = {"HadamardRotation", "RandomRotationMatrix"}
@@ -174,8 +179,36 @@ class Codec:
 
     @classmethod
     def load(cls, path: Path) -> Codec:
-        """The template that ``save`` wrote."""
+        """The template that ``save`` wrote.
+
+        Raises
+        ------
+        IndexDirError
+            The file is missing or damaged.
+        """
+        template_skeleton(path)
         return cls(read_index(path, 0))
+
+    @classmethod
+    def of_header(cls, path: Path) -> Codec:
+        """The template that a header of lists was made of: all but the lists is in it.
+
+        Raises
+        ------
+        IndexDirError
+            The file is missing or damaged.
+        """
+        header_skeleton(path)
+        made = cls(read_index(path, faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY))
+        made._empty()
+        return made
+
+    def _empty(self) -> None:
+        """Put no lists, in memory, in the place of those that there are."""
+        empty = faiss.ArrayInvertedLists(self.nlist, self.code_size)
+        self._ivf.replace_invlists(empty, True)
+        empty.this.disown()
+        self._ivf.ntotal = self._index.ntotal = 0
 
     @property
     def isometric(self) -> bool:
@@ -301,9 +334,39 @@ class Codec:
         turned: FloatArray = centroids @ self.transform(np.eye(self.d, dtype=np.float32)).T
         return turned
 
+    def alike(self, codes: BytesArray, others: BytesArray, part: float) -> NDArray[np.bool_]:
+        """Whether codes ``(m, code_size)`` are the same but for rounding, which processors do differently.
+
+        ``part`` is the share of bits, or bytes, that may differ; numbers beside them may by a thousandth.
+        """
+        kind = type(self._ivf).__name__
+        if self._sign_bits:
+            bits, wide = self.code_size - rabitq.FACTOR_BYTES, self.d_code
+            other = np.bitwise_count(codes[:, :bits] ^ others[:, :bits]).sum(axis=1, dtype=np.int64)
+            factors, expected = (
+                np.ascontiguousarray(one[:, bits:]).view(np.float32).astype(np.float64)
+                for one in (codes, others)
+            )
+            near = np.abs(factors - expected) <= 1e-3 * (1 + np.abs(expected).max(axis=1, keepdims=True))
+            return np.asarray((other <= max(1, int(part * wide))) & near.all(axis=1))
+        # Their factors lie among the bytes: the lower bytes of these may differ.
+        factors_bytes = _FACTOR_BYTES if kind in ("IndexIVFRaBitQ", "IndexIVFEDEN") else 0
+        differing = (codes != others).sum(axis=1)
+        return np.asarray(
+            differing <= max(int(part * self.code_size), min(factors_bytes, self.code_size // 4))
+        )
+
     def save(self, path: Path) -> list[str]:
         """Write the template durably; its checksums."""
         return write_index(self._index, path)
+
+    def checksums(self) -> list[str]:
+        """Those of the file that ``save`` would write."""
+        digest = BlockHash()
+        writer = faiss.PyCallbackIOWriter(digest.update)
+        faiss.write_index(self._index, writer)
+        del writer
+        return digest.digests()
 
     def save_header(self, path: Path, sizes: IntArray) -> list[str]:
         """Write the header of a file of lists with ``sizes`` (nlist,) rows each; its checksums.
@@ -324,15 +387,12 @@ class Codec:
         lists.set_all_lists_sizes(faiss.swig_ptr(sizes))
         lists.totsize = int(sizes.sum()) * (self.code_size + ID_BYTES)
         n = int(sizes.sum())
-        empty = faiss.ArrayInvertedLists(self.nlist, self.code_size)
         self._ivf.replace_invlists(lists, False)
         self._ivf.ntotal = self._index.ntotal = n
         try:
             return write_index(self._index, path)
         finally:
-            self._ivf.replace_invlists(empty, True)
-            empty.this.disown()
-            self._ivf.ntotal = self._index.ntotal = 0
+            self._empty()
 
 
 def write_index(index: Any, path: Path) -> list[str]:
@@ -345,7 +405,10 @@ def write_index(index: Any, path: Path) -> list[str]:
 
 
 def read_index(path: Path, flags: int) -> Any:
-    """What faiss reads from a file, its errors turned into one that says what to do."""
+    """What faiss reads from a file, its errors turned into one that says what to do.
+
+    The caller has seen to the structure of the file (``ooc.engine.skeleton``).
+    """
     try:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from ooc.engine.coarse import Coarse
 from ooc.engine.codec import ID_BYTES, Codec, check_platform, read_index, vectors
 from ooc.engine.handicap import Handicap
 from ooc.engine.select import Selector
+from ooc.engine.skeleton import header_skeleton
 from ooc.errors import IndexDirError
 from ooc.mapping import advise_random, let_go
 from ooc.types import FloatArray, IntArray
@@ -26,9 +25,6 @@ __all__ = ["DiskLists"]
 
 #: ``parallel_mode`` of a scan: queries are divided among threads, and a query alone has one.
 _BY_QUERIES = 3
-
-#: A header ends with the number of bytes of its lists.
-_END_BYTES = 8
 
 
 def _parameters(nprobe: int, selector: Selector | None) -> Any:
@@ -65,6 +61,8 @@ class DiskLists:
     ----------
     sizes : (nlist,) int64
         Entries of each list, of all files.
+    skeleton : Skeleton
+        What the structure of the header says.
     in_file, offsets : list of (nlist,) int64
         Entries of each list in each file, and the byte where it begins there.
     """
@@ -79,6 +77,7 @@ class DiskLists:
         more: Sequence[tuple[Path, IntArray]] = (),
     ) -> None:
         check_platform()
+        self.skeleton = header_skeleton(header)
         flags = faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
         # Centroids are mapped: they are the kernel's to take back.
         self._codec = Codec(read_index(header, flags | faiss.IO_FLAG_MMAP_IFC))
@@ -88,8 +87,7 @@ class DiskLists:
             raise IndexDirError(f"{header} does not point to lists on disk", kind="index-damaged")
         self.d, self.d_code = self._codec.d, self._codec.d_code
         self.nlist, self.code_size = self._codec.nlist, self._codec.code_size
-        sizes, offsets = self._table()
-        self._check(header, lists, sizes, offsets)
+        sizes, offsets = self._table(header, lists)
         self.in_file = [sizes, *(of for _, of in more)]
         entry = self.code_size + ID_BYTES
         self.offsets: list[IntArray] = [offsets, *((np.cumsum(of) - of) * entry for _, of in more)]
@@ -142,36 +140,24 @@ class DiskLists:
         self._stacked = faiss.HStackInvertedLists(pointers.size(), pointers.data())
         self._ivf.replace_invlists(self._stacked, False)
 
-    def _table(self) -> tuple[IntArray, IntArray]:
-        """Sizes and offsets out of faiss's vector of {size, capacity, offset}, without a call a list."""
-        count = self._lists.lists.size()
-        if count != self.nlist:
-            raise IndexDirError(
-                f"the header has {self.nlist} lists and places for {count}", kind="index-damaged"
-            )
-        pointer = ctypes.c_size_t * (3 * count)
-        raw = np.frombuffer(pointer.from_address(int(self._lists.lists.data().this)), np.uint64)
-        table = raw.reshape(count, 3).astype(np.int64)
-        return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 2])
-
-    def _check(self, header: Path, lists: Path, sizes: IntArray, offsets: IntArray) -> None:
-        """Everything that faiss will address must lie within the file: it checks nothing itself."""
+    def _table(self, header: Path, lists: Path) -> tuple[IntArray, IntArray]:
+        """Sizes and offsets of the lists: all that faiss will address lies within the file."""
+        found, entry = self.skeleton, self.code_size + ID_BYTES
+        sizes, offsets = found.sizes, found.offsets
         try:
             size = lists.stat().st_size
         except FileNotFoundError:
             raise IndexDirError(f"the lists are missing: {lists}", kind="index-damaged") from None
-        ends = offsets + sizes * (self.code_size + ID_BYTES)
-        inside = (sizes >= 0) & (offsets >= 0) & (ends >= offsets) & (ends <= size)
-        with header.open("rb") as file:
-            file.seek(-_END_BYTES, os.SEEK_END)
-            # Of a mapped header that was cut within its last number, faiss reads zeros beyond the end.
-            end = int.from_bytes(file.read(), "little")
-        if not inside.all() or not int(self._lists.totsize) == size == end:
+        # Compared before they are multiplied: a product could be beyond its type.
+        inside = (sizes >= 0) & (sizes <= size // entry) & (offsets >= 0) & (offsets <= size)
+        whole = inside.all() and (offsets + sizes * entry <= size).all()
+        if not whole or not int(self._lists.totsize) == size == found.end:
             raise IndexDirError(
-                f"{lists} has {size} bytes and {header} speaks of {end}",
+                f"{lists} has {size} bytes and {header} speaks of {found.end}",
                 kind="index-damaged",
                 hint="It was cut short or is another one: copy the directory anew, or remove it and build.",
             )
+        return sizes, offsets
 
     @property
     def centroids(self) -> FloatArray:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ooc.engine.codec import read_index, vectors, write_index
 from ooc.engine.handicap import Handicap
+from ooc.engine.skeleton import see_sketch
 from ooc.engine.threads import threads_limited
 from ooc.errors import IndexDirError
 from ooc.types import FloatArray, IntArray, Metric
@@ -96,6 +97,7 @@ class Sketch:
         IndexDirError
             The file is damaged, or of other centroids.
         """
+        see_sketch(path, nlist, d)
         index = read_index(path, 0)
         inner = faiss.downcast_index(index.index) if hasattr(index, "index") else index
         if type(inner).__name__ != "IndexPQFastScan" or (inner.ntotal, index.d) != (nlist, d):

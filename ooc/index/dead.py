@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ooc import disk
 from ooc.engine import Selector
 from ooc.errors import IndexDirError, ResourceError
+from ooc.index.roaring import decode
 from ooc.types import BytesArray, IntArray
 
 __all__ = ["Dead"]
@@ -42,7 +43,10 @@ class Dead:
     def __init__(self, end: int, bits: BytesArray | None = None) -> None:
         self.end = end
         self.bits: BytesArray = np.empty(0, np.uint8) if bits is None else bits
-        self.count = int(np.bitwise_count(self.bits).sum(dtype=np.int64))
+        self.count = sum(
+            int(np.bitwise_count(self.bits[at : at + _WINDOW]).sum(dtype=np.int64))
+            for at in range(0, len(self.bits), _WINDOW)
+        )
 
     @classmethod
     def read(cls, path: Path, digest: str, end: int) -> Self:
@@ -70,14 +74,9 @@ class Dead:
         if xxhash.xxh3_128_hexdigest(data) != digest:
             raise damaged
         try:
-            rows = _bitmap().deserialize(data)
-        except Exception as error:  # the library has errors of several kinds
-            ResourceError.raise_if_lacking(error, f"reading {path}")
+            return cls(end, decode(data, end))
+        except ValueError as error:
             raise damaged from error
-        if len(rows) and rows.max() >= end:
-            raise damaged
-        numbers = np.frombuffer(rows.to_array(), np.uint64) if len(rows) else np.empty(0, np.uint64)
-        return cls(end).joined(numbers.astype(np.int64))
 
     def to_bytes(self) -> tuple[bytes, str]:
         """The file, and its XXH3-128."""

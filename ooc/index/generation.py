@@ -8,6 +8,7 @@ is its number too, until something is replaced: the new row keeps the id of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -17,7 +18,15 @@ from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.layout import Layout
 
-__all__ = ["Entry", "Generation", "Origin", "Part"]
+__all__ = ["MOST_ROWS", "Entry", "Generation", "Origin", "Part"]
+
+#: An index numbers fewer rows: what is kept of each of them in memory, a bit where rows are dead, is bounded.
+MOST_ROWS = 1 << 33
+#: Ids of an import may be any.
+_MOST_ID = (1 << 63) - 1
+
+_DEAD_FILE = re.compile(r"[0-9]{1,18}\.dead")
+_SEGMENT = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +100,18 @@ class Part:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """What ``to_record`` gave."""
-        return cls(**{**_known(cls, record), "origin": Origin(**_known(Origin, record["origin"]))})
+        """What ``to_record`` gave; errors of many kinds where it is damaged."""
+        one = cls(**{**_known(cls, record), "origin": Origin(**_known(Origin, record["origin"]))})
+        origin = one.origin
+        _see_whole(one.first_row, one.rows, origin.n, origin.first)
+        _see_whole(one.id_stop, one.first_id or 0, most=_MOST_ID)
+        for name in (one.own, one.listed, one.keyed):
+            if name is not None:
+                _see_segment(name)
+        kinds = {"uri": str, "format": str, "fingerprint": str, "mapped": bool}
+        if any(type(getattr(origin, name)) is not kind for name, kind in kinds.items()) or "\0" in origin.uri:
+            raise ValueError(f"origin {origin}")
+        return one
 
     def to_record(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -182,7 +201,15 @@ class Generation:
         if self.dead_file is None:
             return Dead(self.row_end)
         path = layout.generation(self.number).parent / self.dead_file["file"]
-        return Dead.read(path, self.dead_file["digest"], self.row_end)
+        dead = Dead.read(path, self.dead_file["digest"], self.row_end)
+        if dead.count != self.dead_file["rows"]:
+            raise IndexDirError(
+                f"{path} has {dead.count} dead rows, "
+                f"and generation {self.number} speaks of {self.dead_file['rows']}",
+                kind="index-damaged",
+                hint="Copy the directory anew, or go back to a generation before it (`ooc rollback`).",
+            )
+        return dead
 
     @classmethod
     def read(cls, layout: Layout, number: int) -> Self:
@@ -211,31 +238,55 @@ class Generation:
         for part in parts:
             if part.first_row != at or part.rows < 1 or (part.first_id is None and part.ids_in is None):
                 raise ValueError(f"part {part}")
-            names = [name for name in (part.own, part.ids_in, part.keyed) if name is not None]
-            if (part.keyed is None) != (parts[0].keyed is None) or not all(map(_is_name, names)):
+            if (part.keyed is None) != (parts[0].keyed is None):
                 raise ValueError(f"part {part}")
             at = part.stop_row
+        _see_whole(at)
+        ids = [(part.first_id, part.rows) for part in parts if part.first_id is not None]
+        # They are given in the order of the rows.
+        ends = [0, *(first + rows for first, rows in ids)]
+        if any(first < end for (first, _), end in zip(ids, ends, strict=False)):
+            raise ValueError("ids of parts")
         segments = tuple(
             Entry(**{"first_row": 0, "stop_row": at, **_known(Entry, entry)}) for entry in record["segments"]
         )
         before = 0
         for one in segments:
-            if not _is_name(one.name):
-                raise ValueError(f"segment {one.name!r}")
+            _see_segment(one.name)
+            _see_whole(one.rows, one.first_row, one.stop_row, one.dead)
             if not before <= one.first_row <= one.stop_row <= at or not 0 <= one.dead <= one.rows:
                 raise ValueError(f"segment {one}")
             before = one.stop_row
-        if not segments:
-            raise ValueError("no segments")
+        if not segments or len({one.name for one in segments}) != len(segments):
+            raise ValueError("no segments, or one twice")
+        plan = record["plan"]
+        for said in (plan["factory"], record.get("factory") or ""):
+            if not isinstance(said, str):
+                raise ValueError(f"factory {said!r}")
+        # Other generations and files are named by these.
+        for name in ("generation", "built", "before", "skipped_rows", "zero_rows"):
+            _see_whole(record.get(name, 0))
+        if record.get("generation", number) != number:
+            raise ValueError(f"it is the record of generation {record['generation']}")
         dead = record.get("dead")
-        if dead is not None and "/" in str(dead["file"]):
-            raise ValueError(f"dead rows in {dead['file']!r}")
+        if dead is not None:
+            if not _DEAD_FILE.fullmatch(dead["file"]) or not isinstance(dead["digest"], str):
+                raise ValueError(f"dead rows in {dead['file']!r}")
+            _see_whole(dead["rows"])
         return cls(number=number, record=record, segments=segments, parts=parts, dead_file=dead)
 
 
-def _is_name(name: str) -> bool:
-    """Whether a segment may be called so."""
-    return name.isalnum() and name.isascii()
+def _see_whole(*values: object, most: int = MOST_ROWS) -> None:
+    """See that these are numbers of rows: whole, and no more than there can be."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise ValueError(f"{value!r} where a number of rows is wanted")
+
+
+def _see_segment(name: object) -> None:
+    """See that a name is that of a segment, and leads nowhere else."""
+    if not isinstance(name, str) or not _SEGMENT.fullmatch(name):
+        raise ValueError(f"segment {name!r}")
 
 
 def _known(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:

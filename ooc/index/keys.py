@@ -9,7 +9,6 @@ memory.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import tempfile
 import threading
@@ -25,11 +24,12 @@ from ooc.durable import DurableFile, make_directory, npy_head, read_json
 from ooc.errors import DataError, IndexDirError, OocError, ResourceError, Stopped
 from ooc.index.layout import SegmentLayout
 from ooc.mapping import MappedFile, Residency
-from ooc.stores.keys import Fingerprint, KeyBlock, KeySource, shown
+from ooc.stores.keys import BLOCK_KEYS, MOST_BYTES, Fingerprint, KeyBlock, KeySource, shown
+from ooc.stores.npy_header import read_npy_header
 from ooc.stores.texts import Texts, gathered
 from ooc.types import AnyArray, IntArray, KeyKind
 
-__all__ = ["KeyTable", "hashes", "key_files", "write_keys"]
+__all__ = ["KeyTable", "hashes", "key_files", "stored_keys", "write_keys"]
 
 #: Hashes that are sorted at a time, and that are read at a time to pick those.
 _SORTED, _SCANNED = 1 << 19, 1 << 17
@@ -69,16 +69,12 @@ class _Values:
     def __init__(self, path: Path, dtype: Any, n: int) -> None:
         self._file = _file(path)
         try:
-            head = io.BytesIO(self._file.bytes[: 1 << 12].tobytes())
-            if np.lib.format.read_magic(head) != (1, 0):
-                raise ValueError("its version is another")
-            found = np.lib.format.read_array_header_1_0(head)
-        except Exception as error:  # a damaged header goes through Python's own parser
-            ResourceError.raise_if_lacking(error, f"reading {path}")
+            *found, self._begin = read_npy_header(self._file.bytes[: 1 << 12].tobytes())
+        except ValueError as error:
             raise _damaged(path, str(error)) from error
-        self._begin, self._size = head.tell(), np.dtype(dtype).itemsize
+        self._size = np.dtype(dtype).itemsize
         data = self._file.bytes[self._begin :]
-        if found != ((n,), False, np.dtype(dtype)) or len(data) != n * self._size:
+        if found != [(n,), False, np.dtype(dtype)] or len(data) != n * self._size:
             raise _damaged(path, f"it does not hold {n} values of {np.dtype(dtype)}")
         self.all: AnyArray = data.view(dtype)
 
@@ -109,7 +105,8 @@ class _Stored:
             numbers: IntArray = values[rows]
             return numbers
         begins, ends = values[rows], values[rows + 1]
-        if len(rows) and not (begins.min() >= 0 and (begins < ends).all() and ends.max() <= text.size):
+        inside = begins.size == 0 or (begins.min() >= 0 and ends.max() <= text.size)
+        if not inside or (begins >= ends).any() or (ends - begins > MOST_BYTES).any():
             raise _damaged(text.path, "strings do not lie within it")
         if ahead:
             order = np.argsort(begins)
@@ -146,7 +143,10 @@ class KeyTable:
         if not isinstance(said, dict) or said.get("kind") not in ("int64", "str"):
             raise _damaged(place.record, "it tells nothing of keys")
         self.kind: KeyKind = said["kind"]
-        self.longest, self.n = int(said["longest"]), rows
+        if type(said.get("longest")) is not int:
+            raise _damaged(place.record, "it does not say how long keys are")
+        self.longest: int = said["longest"]
+        self.n = rows
         self.bytes = sum(path.stat().st_size for path in key_files(place, self.kind) if path.exists())
         self._stored = _Stored(place, self.kind, rows)
         self._hashes = _Values(place.key_hashes, np.uint64, rows)
@@ -156,6 +156,32 @@ class KeyTable:
     def take(self, rows: IntArray) -> KeyBlock:
         """The keys of rows ``(m,)``, numbered from 0 in the segment."""
         return self._stored.take(rows, ahead=self._ahead(len(rows)))
+
+    def see(self, stop: threading.Event | None = None) -> None:
+        """See that the hashes are those of the keys, ascending, and each key has one; reads them all.
+
+        Raises
+        ------
+        IndexDirError
+            They are not.
+        Stopped
+        """
+        place, before = self._place, np.empty(0, np.uint64)
+        last = np.empty(0, np.int64)
+        for at in range(0, self.n, _SCANNED):
+            Stopped.raise_if(stop)
+            hashed = self._hashes.all[at : at + _SCANNED]
+            rows = self._rows.all[at : at + _SCANNED].astype(np.int64)
+            if int(rows.max()) >= self.n or int(rows.min()) < 0:
+                raise _damaged(place.key_rows, f"it speaks of rows beyond {self.n}")
+            all_hashes, all_rows = np.concatenate((before, hashed)), np.concatenate((last, rows))
+            if (all_hashes[1:] < all_hashes[:-1]).any():
+                raise _damaged(place.key_hashes, "its hashes do not ascend")
+            if ((all_hashes[1:] == all_hashes[:-1]) & (all_rows[1:] == all_rows[:-1])).any():
+                raise _damaged(place.key_rows, "it has a row twice")
+            if (hashes(self._stored.take(rows)) != hashed).any():
+                raise _damaged(place.key_hashes, "its hashes are not those of the keys")
+            before, last = hashed[-1:], rows[-1:]
 
     def _ahead(self, count: int) -> bool:
         """Whether places are asked of the disk together before they are looked at one by one."""
@@ -203,6 +229,23 @@ class KeyTable:
             low = np.where(smaller, middle + 1, low)
             high = np.where(smaller, high, np.maximum(middle, low))
         return low
+
+
+def stored_keys(place: SegmentLayout, kind: KeyKind, rows: int) -> KeySource:
+    """The keys that a segment has, as a source: to be written elsewhere.
+
+    Raises
+    ------
+    IndexDirError
+        Their files are missing or damaged.
+    """
+    stored = _Stored(place, kind, rows)
+
+    def read() -> Iterator[KeyBlock]:
+        for at in range(0, rows, BLOCK_KEYS):
+            yield stored.take(np.arange(at, min(at + BLOCK_KEYS, rows)))
+
+    return KeySource(str(place.root), rows, kind, read)
 
 
 def write_keys(

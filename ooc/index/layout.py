@@ -21,14 +21,19 @@ All names inside are relative: the directory can be moved, copied, and mounted r
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import xxhash
 
 from ooc import disk
 from ooc.durable import (
+    check_seal,
     make_directory,
     partial_name,
     read_json,
@@ -36,12 +41,23 @@ from ooc.durable import (
     rename,
     write_bytes,
     write_json,
+    write_sealed,
 )
 from ooc.engine import LISTS_NAME
 from ooc.errors import ConflictError, IndexDirError, ResourceError
 from ooc.types import METRICS, Metric, PathOrStr
 
-__all__ = ["FORMAT_VERSION", "SCALED", "SPILL", "BuildLayout", "Header", "Layout", "SegmentLayout"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MOST_D",
+    "SCALED",
+    "SPILL",
+    "BuildLayout",
+    "Header",
+    "Layout",
+    "SegmentLayout",
+    "see_plain",
+]
 
 #: Raised when a reader of the version before could give wrong answers.
 FORMAT_VERSION = 1
@@ -55,6 +71,12 @@ SCALED = "scaled-rows"
 #: What this version can read; a directory that asks for another is refused, not misread.
 _KNOWN_FEATURES = frozenset({SPILL, SCALED})
 
+#: More dimensions than faiss reads.
+MOST_D = 1 << 20
+
+#: More bytes of ``CURRENT`` than are looked at, and digits of a number in it.
+_CURRENT_BYTES, _DIGITS = 64, 18
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 #: The directory of the first template; those that came later have a number behind it.
 _TEMPLATE = "template"
@@ -142,6 +164,11 @@ class Layout:
         return self.template / "spread.npy"
 
     @property
+    def template_files(self) -> tuple[Path, ...]:
+        """All of a template but its record."""
+        return self.template_file, self.centroids_file, self.spread_file
+
+    @property
     def train_record(self) -> Path:
         return self.template / "train.json"
 
@@ -210,7 +237,7 @@ class Layout:
             )
         make_directory(self.root)
         record = {"format": "ooc", "format_version": FORMAT_VERSION, "features": sorted(header.features)}
-        write_json(self.header, {**record, "d": header.d, "metric": header.metric})
+        write_sealed(self.header, {**record, "d": header.d, "metric": header.metric})
 
     def read_header(self) -> Header:
         """What ``ooc.json`` says.
@@ -236,22 +263,26 @@ class Layout:
                 kind="index-foreign",
                 hint="Name the directory that `ooc build` made.",
             )
-        record = read_json(self.header, what="the index's header")
+        see_plain(self.root, but=(self.builds, self.retraining))
+        what = "the index's header"
+        # A newer format may have other checksums: what it is comes first.
+        record = read_json(self.header, what=what, sealed=False)
         if record.get("format") != "ooc":
             raise IndexDirError(f"{self.header} is not a header of ours", kind="index-foreign")
         number = record.get("format_version")
         features = record.get("features")
         named = frozenset(map(str, features)) if isinstance(features, list) else frozenset()
         unknown = sorted(named - _KNOWN_FEATURES)
-        if not isinstance(number, int) or number > FORMAT_VERSION or unknown:
-            what = f"features {', '.join(unknown)}" if unknown else f"format {number!r}"
+        if not _is_whole(number) or number > FORMAT_VERSION or unknown:
+            written = f"features {', '.join(unknown)}" if unknown else f"format {number!r}"
             raise IndexDirError(
-                f"{self.root} was written in {what}; this version reads format {FORMAT_VERSION}",
+                f"{self.root} was written in {written}; this version reads format {FORMAT_VERSION}",
                 kind="index-newer",
                 hint="Install a newer ooc.",
             )
+        check_seal(self.header, what=what)
         d, metric = record.get("d"), record.get("metric")
-        if not isinstance(d, int) or d < 1 or metric not in METRICS:
+        if not _is_whole(d) or not 1 <= d <= MOST_D or metric not in METRICS:
             raise IndexDirError(f"{self.header} is damaged: d {d!r}, metric {metric!r}", kind="index-damaged")
         return Header(d=d, metric=metric, features=named, format_version=number)
 
@@ -279,18 +310,25 @@ class Layout:
     def numbers(self) -> list[int]:
         """The numbers of the generations that were published and are there, ascending."""
         unpublished = self.unpublished()
+        return [number for number in self.records() if number != unpublished]
+
+    def records(self) -> list[int]:
+        """The numbers of the generations of which there are records, ascending."""
         names = (path.stem for path in self.generation(0).parent.glob("*.json"))
-        there = sorted(int(name) for name in names if name.isascii() and name.isdigit())
-        return [number for number in there if number != unpublished]
+        return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def unpublished(self) -> int | None:
         """The generation that is being published, or was when a process was killed; it does not count yet."""
-        number = _number_in(self.publishing)
+        number = self.named_unpublished()
         return None if number == self.live() else number
+
+    def named_unpublished(self) -> int | None:
+        """What ``publishing`` says, whichever generation is live."""
+        return _number_in(self.publishing)
 
     def make_live(self, number: int) -> None:
         """Make a generation that is there the live one."""
-        write_bytes(self.current, f"{number}\n".encode())
+        write_bytes(self.current, _numbered(number))
 
     def publish(
         self, number: int, record: dict[str, Any], report: dict[str, Any], sketch: Path | None = None
@@ -301,26 +339,71 @@ class Layout:
         publisher was killed is told from one that is not live because the index went back.
         """
         make_directory(self.generation(number).parent)
-        write_bytes(self.publishing, f"{number}\n".encode())
+        write_bytes(self.publishing, _numbered(number))
         if sketch is not None and sketch.exists():  # else a run before this one moved it
             rename(sketch, self.sketch(number))
         write_json(self.report(number), report)
-        write_json(self.generation(number), record)
+        write_sealed(self.generation(number), record)
         self.make_live(number)
         remove_file(self.publishing)
 
 
+def see_plain(directory: Path, but: Sequence[Path] = ()) -> None:
+    """See that there are files and directories alone below a directory of an index.
+
+    It may come from somebody else: a link could lead anywhere, and who opens a pipe waits for its other end.
+
+    Parameters
+    ----------
+    directory : Path
+    but : sequence of Path
+        Directories that are not gone into.
+
+    Raises
+    ------
+    IndexDirError
+        There is a symbolic link, a pipe or a device.
+    """
+    left = [str(directory)]
+    passed = {str(path) for path in but}
+    while left:
+        with contextlib.suppress(OSError), os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left += [entry.path] if entry.path not in passed else []
+                elif not entry.is_file(follow_symlinks=False):
+                    raise IndexDirError(
+                        f"{entry.path} is a symbolic link, a pipe or a device: all files of an index lie in "
+                        "its directory",
+                        kind="index-link",
+                        hint="Put what it leads to in its place, if you trust it.",
+                    )
+
+
+def _numbered(number: int) -> bytes:
+    """What ``_number_in`` reads: beside the number a word, which a digit that was changed does not fit."""
+    word = xxhash.xxh3_64_hexdigest(str(number).encode())[:8]
+    return f"{number} {word}\n".encode()
+
+
 def _number_in(path: Path) -> int | None:
     try:
-        text = disk.read_bytes(path).decode().strip()
+        data = disk.read_bytes(path, most=_CURRENT_BYTES)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         ResourceError.raise_if_lacking(error, f"reading {path}")
         raise IndexDirError(f"{path} cannot be read: {error}", kind="index-damaged") from error
-    if not text.isascii() or not text.isdigit():
-        raise IndexDirError(f"{path} is damaged: it holds {text[:20]!r}", kind="index-damaged")
-    return int(text)
+    digits = data.split()[0] if data.split() else b""
+    number = int(digits) if digits.isdigit() and len(digits) <= _DIGITS else None
+    # A number alone was written by an earlier version, or by hand.
+    if number is None or data not in (_numbered(number), digits + b"\n", digits):
+        raise IndexDirError(
+            f"{path} is damaged: it holds {data[:40]!r}",
+            kind="index-damaged",
+            hint="`ooc verify --repair` makes the newest sound generation the live one.",
+        )
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,3 +548,7 @@ class SegmentLayout:
         """What is of its rows and not of its lists, and what tells of it."""
         keys = (self.keys, self.key_text, self.key_offsets, self.key_hashes, self.key_rows)
         return frozenset((self.vectors, self.scales, self.ids, *keys, self.checksums, self.record))
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

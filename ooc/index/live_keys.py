@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from ooc.errors import ArgumentError
+from ooc.errors import ArgumentError, IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.generation import Generation, Part
 from ooc.index.keys import KeyTable, hashes
@@ -103,7 +103,14 @@ class LiveKeys:
         there = np.flatnonzero(flat >= 0)
         some = self.take(flat[there])
         out: AnyArray = np.full(len(flat), None, object) if self.kind == "str" else np.full(len(flat), -1)
-        out[there] = some.strings() if isinstance(some, Texts) else some
+        try:
+            out[there] = some.strings() if isinstance(some, Texts) else some
+        except UnicodeDecodeError as error:
+            raise IndexDirError(
+                f"keys of {self._layout.root} are no UTF-8",
+                kind="index-damaged",
+                hint="Copy the whole directory anew, or remove it and build.",
+            ) from error
         return out.reshape(rows.shape)
 
 

@@ -9,8 +9,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from ooc.durable import block_checksums
 from ooc.engine import Handicap
-from ooc.errors import IndexDirError, ResourceError
+from ooc.errors import IndexDirError
+from ooc.index.arrays import read_array
 from ooc.index.layout import Layout
 from ooc.types import FloatArray, Metric
 
@@ -35,7 +37,10 @@ class Order:
     def record(self) -> dict[str, Any]:
         """What ``read`` reads, JSON-ready."""
         strength = 0.0 if self.handicap is None else self.handicap.strength
-        return {"handicap": strength, "sketch": self.sketch is not None}
+        said: dict[str, Any] = {"handicap": strength, "sketch": self.sketch is not None}
+        if self.sketch is not None:
+            said["sketch_checksums"] = block_checksums(self.sketch)
+        return said
 
     @classmethod
     def read(cls, layout: Layout, generation: int, record: Mapping[str, Any], metric: Metric) -> Self:
@@ -54,6 +59,8 @@ class Order:
         of = said.get("sketch_of", generation) if isinstance(said, Mapping) else None
         if (
             not isinstance(of, int)
+            or isinstance(of, bool)
+            or of < 1
             or not isinstance(strength, int | float)
             or not 0 <= strength <= 1
             or not isinstance(has_sketch, bool)
@@ -68,16 +75,7 @@ class Order:
 
 def read_spread(layout: Layout) -> FloatArray:
     """How far the rows of each list spread, ``(nlist,)``, as the template says."""
-    try:
-        spread: FloatArray = np.load(layout.spread_file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        ResourceError.raise_if_lacking(error, f"reading {layout.spread_file}")
-        raise IndexDirError(
-            f"{layout.spread_file} cannot be read: {error}",
-            kind="index-damaged",
-            hint="Copy the whole directory anew, or remove it and build.",
-        ) from error
-    sound = spread.ndim == 1 and spread.size > 0 and spread.dtype == np.float32
-    if not sound or not (np.isfinite(spread) & (spread >= 0)).all():
+    spread = read_array(layout.spread_file, np.float32, (None,))
+    if not len(spread) or not (np.isfinite(spread) & (spread >= 0)).all():
         raise IndexDirError(f"{layout.spread_file} holds no spreads of lists", kind="index-damaged")
     return spread

@@ -13,8 +13,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ooc.durable import read_json
-from ooc.engine import DiskLists, Selector
+from ooc.engine import DiskLists, Selector, header_skeleton
 from ooc.errors import IndexDirError, ResourceError
+from ooc.index.arrays import read_array
+from ooc.index.generation import MOST_ROWS
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES, list_groups
 from ooc.index.order import Order
@@ -59,7 +61,11 @@ class Segment:
         self.record: dict[str, Any] = read_json(layout.record, what="the segment's record")
         self._check_files()
         rows, entries = self.record.get("rows"), self.record.get("entries")
-        if not isinstance(rows, int) or not isinstance(entries, int) or not 0 <= rows <= entries:
+        if (
+            not isinstance(rows, int)
+            or not isinstance(entries, int)
+            or not 0 <= rows <= entries <= 2 * MOST_ROWS
+        ):
             raise IndexDirError(
                 f"{layout.record} is damaged: rows {rows!r}, entries {entries!r}", kind="index-damaged"
             )
@@ -135,33 +141,15 @@ def read_checksums(path: Path) -> dict[str, list[str]]:
 
 def read_sizes(path: Path, nlist: int) -> IntArray:
     """What ``sizes.npy`` holds: entries of each list ``(nlist,)`` int64."""
-    try:
-        sizes: IntArray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        ResourceError.raise_if_lacking(error, f"reading {path}")
-        raise IndexDirError(
-            f"{path} cannot be read: {error}",
-            kind="index-damaged",
-            hint="Copy the whole directory anew, or remove it and build.",
-        ) from error
-    if sizes.shape != (nlist,) or sizes.dtype != np.int64 or (sizes < 0).any():
+    sizes: IntArray = read_array(path, np.int64, (nlist,))
+    if (sizes < 0).any() or int(sizes.max(initial=0)) > MOST_ROWS:
         raise IndexDirError(f"{path} does not hold the sizes of {nlist} lists", kind="index-damaged")
     return sizes
 
 
 def read_ids(layout: SegmentLayout, rows: int) -> IntArray:
     """The id of each row that a segment brought, ``(rows,)`` int64, ascending, mapped."""
-    try:
-        ids: IntArray = np.load(layout.ids, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        ResourceError.raise_if_lacking(error, f"reading {layout.ids}")
-        raise IndexDirError(
-            f"{layout.ids} cannot be read: {error}",
-            kind="index-damaged",
-            hint="Copy the whole directory anew, or remove it and build.",
-        ) from error
-    if ids.shape != (rows,) or ids.dtype != np.int64:
-        raise IndexDirError(f"{layout.ids} does not hold {rows} ids", kind="index-damaged")
+    ids: IntArray = read_array(layout.ids, np.int64, (rows,), mapped=True)
     return ids
 
 
@@ -188,6 +176,8 @@ class Segments:
         Dimensions, before and after the transforms.
     sizes : (nlist,) int64
         Entries of each list.
+    skeleton : Skeleton
+        What the structure of the header says.
     """
 
     def __init__(
@@ -196,7 +186,7 @@ class Segments:
         self.each = [Segment(layout) for layout in layouts]
         order = order or Order()
         first, others = layouts[0], self.each[1:]
-        nlist = 0 if not others else len(np.load(others[0].layout.sizes, mmap_mode="r"))
+        nlist = header_skeleton(first.header).nlist if others else 0
         more = [(one.layout.lists, one.sizes(nlist)) for one in others]
         self._lists = DiskLists(first.header, first.lists, order.sketch, order.handicap, more=more)
         self.lists_per_row = lists_per_row
@@ -210,6 +200,7 @@ class Segments:
         self.entries, self.rows = self._lists.entries, self._lists.entries // lists_per_row
         self.d, self.nlist, self.code_size = self._lists.d, self._lists.nlist, self._lists.code_size
         self.d_code, self.sizes = self._lists.d_code, self._lists.sizes
+        self.skeleton = self._lists.skeleton
 
     @property
     def in_segments(self) -> list[IntArray]:

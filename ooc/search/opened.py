@@ -125,8 +125,11 @@ class Opened:
 
     def _check(self, header: Header) -> None:
         segments = self.segments
-        if segments.d != header.d:
-            raise IndexDirError(f"{segments.described} is of {segments.d} dimensions", kind="index-damaged")
+        if (segments.d, segments.skeleton.l2) != (header.d, header.metric == "l2"):
+            raise IndexDirError(
+                f"{segments.described} is of {segments.d} dimensions, or for another metric",
+                kind="index-damaged",
+            )
         for entry, one in zip(self.generation.segments, segments.each, strict=True):
             if entry.rows != one.rows:
                 raise IndexDirError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple, Self
@@ -40,6 +40,9 @@ CONFIDENCE = 0.8
 TABLED_K = (1, 10, 100)
 #: A row here and there is read by pages: its own bytes and, in the mean, one page more.
 PAGE_BYTES = 4096
+
+#: More lists or candidates than a build measures.
+_MOST = 1 << 24
 
 #: What a power loses in rounding.
 _ROUNDING = 1e-9
@@ -94,7 +97,10 @@ class Promise:
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.queries, self.scanned = int(record["queries"]), int(record["scanned"])
         self.by = str(record["by"])
-        self.far = float(record["far"]) if "far" in record else None
+        self.far = _number(record["far"]) if "far" in record else None
+        for k, lines in record["settings"].items():
+            if lines:
+                _see(int(k), lines)
         names = ("nprobe", "candidates", "recall", "low", "list_bytes", "row_bytes", "reach")
         self._settings = {
             int(k): [Setting(**dict(zip(names, line, strict=True))) for line in lines]
@@ -116,7 +122,7 @@ class Promise:
             return None
         try:
             made = cls(table)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise IndexDirError(
                 f"the calibration of the index is damaged: {error!r}", kind="index-damaged"
             ) from error
@@ -181,6 +187,33 @@ class Promise:
     def settings(self) -> dict[int, list[Setting]]:
         """All settings by k, from the cheapest on."""
         return self._settings
+
+
+def _see(k: int, lines: Sequence[Sequence[Any]]) -> None:
+    """See that settings are such as a search can take: numbers come from a file."""
+    nprobe, candidates, recall, low, list_bytes, row_bytes, reach = zip(*lines, strict=True)
+    for counts, least, most in (
+        ((k,), 1, _MOST),
+        (nprobe, 1, _MOST),
+        (candidates, 1, _MOST),
+        (list_bytes, 0, 1 << 53),
+        (row_bytes, 0, 1 << 53),
+    ):
+        if set(map(type, counts)) != {int} or min(counts) < least or max(counts) > most:
+            raise ValueError(f"{counts} where numbers from {least} to {most} are wanted")
+    for shares in (recall, low):
+        # Not a number is neither: so it is the other way round.
+        if not set(map(type, shares)) <= {int, float} or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"{shares} where shares are wanted")
+    for one in reach:
+        if one is not None:
+            _number(one)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} where a number is wanted")
+    return float(value)
 
 
 class Chosen(NamedTuple):
@@ -258,7 +291,7 @@ class Choice:
             setting, kept = self.promise.setting(wanted, k)
             if not kept and rerank != 0:
                 self._warn(self.promise, wanted, k)
-            nprobe, candidates, reach = setting.nprobe, setting.candidates, setting.reach
+            nprobe, candidates, reach = min(setting.nprobe, self._nlist), setting.candidates, setting.reach
             if filtered:
                 nprobe = max(nprobe, self.default_nprobe)
                 candidates, reach = max(candidates, default_rerank(k)), None

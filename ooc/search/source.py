@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from ooc.errors import ArgumentError, ConflictError, IndexDirError, StoreError
@@ -14,7 +14,7 @@ from ooc.stores import Store, open_store
 from ooc.stores.spans import Span, SpannedStore
 from ooc.types import StoreLike
 
-__all__ = ["Source"]
+__all__ = ["Source", "open_origin", "open_own"]
 
 
 class Source:
@@ -118,13 +118,14 @@ class Source:
         for part in self._parts:
             origin = part.origin if self._reads_origin(part, original=original) else None
             if origin is None:
-                spans.append(Span(open=partial(self._open_own, part), first=0, rows=part.rows))
+                opens = partial(open_own, self._layout, part, self._d)
+                spans.append(Span(open=opens, first=0, rows=part.rows))
             elif before is not None and _goes_on(before, part):
                 # One store that grew: it is what all of its parts are of if it is what the last one is of.
                 first, rows = spans[-1].first, spans[-1].rows + part.rows
-                spans[-1] = Span(open=partial(self._open_origin, part), first=first, rows=rows)
+                spans[-1] = Span(open=self._opens(part), first=first, rows=rows)
             else:
-                spans.append(Span(open=partial(self._open_origin, part), first=origin.first, rows=part.rows))
+                spans.append(Span(open=self._opens(part), first=origin.first, rows=part.rows))
             before = None if origin is None else part
         if len(spans) == 1 and not spans[0].first:
             return spans[0].open()
@@ -138,40 +139,8 @@ class Source:
         named = bool(part.origin.uri) or len(self._parts) == 1
         return part.own is None or (original and named) or pointed
 
-    def _open_own(self, part: Part) -> Store:
-        store = open_vectors(self._layout.segment(str(part.own)))
-        if (store.n, store.d) != (part.rows, self._d):
-            described = store.describe()
-            store.close()
-            raise IndexDirError(
-                f"{described} are not the {part.rows} x {self._d} rows that the index kept",
-                kind="index-damaged",
-                hint="Copy the directory anew, or remove it and build.",
-            )
-        return store
-
-    def _open_origin(self, part: Part) -> Store:
-        origin = part.origin
-        where = self._moved.get(origin.uri, origin.uri)
-        hint = (
-            "Point to where it is now: open_index(path, store=...), `ooc search --store`; "
-            "or search by the codes alone: rerank=0."
-        )
-        if not origin.fingerprint:
-            raise _imported(str(self._layout.root))
-        if isinstance(where, str) and not where:
-            raise StoreError(
-                "the rows were an array in memory and the index keeps no copy",
-                kind="store-missing",
-                hint=hint,
-            )
-        try:
-            store = open_store(where)
-        except StoreError as error:
-            raise StoreError(
-                f"exact distances need the store: {error.message}", kind=error.kind, hint=hint
-            ) from error
-        return _checked(store, origin, self._d, str(self._layout.root))
+    def _opens(self, part: Part) -> Callable[[], Store]:
+        return partial(open_origin, self._layout, part, self._d, self._moved)
 
     def close(self) -> None:
         """Close the rows, if they were opened."""
@@ -187,6 +156,64 @@ def _goes_on(before: Part, part: Part) -> bool:
     """Whether a part is of the same store as the one before, and of the rows that follow there."""
     one, other = before.origin, part.origin
     return bool(one.uri) and one.uri == other.uri and other.first == one.first + before.rows
+
+
+def open_own(layout: Layout, part: Part, d: int) -> Store:
+    """The rows of a part that the index keeps itself.
+
+    Raises
+    ------
+    IndexDirError, StoreError
+        They are missing or damaged.
+    """
+    store = open_vectors(layout.segment(str(part.own)))
+    if (store.n, store.d) != (part.rows, d):
+        described = store.describe()
+        store.close()
+        raise IndexDirError(
+            f"{described} are not the {part.rows} x {d} rows that the index kept",
+            kind="index-damaged",
+            hint="Copy the directory anew, or remove it and build.",
+        )
+    return store
+
+
+def open_origin(layout: Layout, part: Part, d: int, moved: Mapping[str, StoreLike]) -> Store:
+    """The store that the rows of a part came from, if it holds what was indexed.
+
+    Parameters
+    ----------
+    layout, part, d
+        Of the index.
+    moved : mapping
+        By URI, where stores are now.
+
+    Raises
+    ------
+    StoreError, ConflictError
+        It is gone, or holds other rows.
+    """
+    origin = part.origin
+    where = moved.get(origin.uri, origin.uri)
+    hint = (
+        "Point to where it is now: open_index(path, store=...), `ooc search --store`; "
+        "or search by the codes alone: rerank=0."
+    )
+    if not origin.fingerprint:
+        raise _imported(str(layout.root))
+    if isinstance(where, str) and not where:
+        raise StoreError(
+            "the rows were an array in memory and the index keeps no copy",
+            kind="store-missing",
+            hint=hint,
+        )
+    try:
+        store = open_store(where)
+    except StoreError as error:
+        raise StoreError(
+            f"exact distances need the store: {error.message}", kind=error.kind, hint=hint
+        ) from error
+    return _checked(store, origin, d, str(layout.root))
 
 
 def _checked(store: Store, origin: Origin, d: int, name: str) -> Store:

@@ -6,14 +6,14 @@ refused by their dtype; nothing is ever unpickled.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 
-from ooc.errors import ResourceError, StoreError
+from ooc.errors import StoreError
 from ooc.stores.base import check_chunks, check_dtype, check_shape
 from ooc.stores.mapped import MappedStore, Tiles, one_tile
+from ooc.stores.npy_header import read_npy_header
 
 __all__ = ["open_npy"]
 
@@ -31,23 +31,15 @@ def open_npy(path: Path, dataset: str | None = None) -> MappedStore:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = io.BytesIO(file.read(_HEADER_BYTES))
+        head = file.read(_HEADER_BYTES)
     try:
-        version = np.lib.format.read_magic(header)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
-        else:
-            raise ValueError(f"format version {version[0]}.{version[1]}")
-    except Exception as error:  # a damaged header goes through Python's own parser, which raises many kinds
-        ResourceError.raise_if_lacking(error, f"reading {path}")
+        shape, fortran, dtype, offset = read_npy_header(head)
+    except ValueError as error:
         raise StoreError(
             f"{path} is not a readable npy file: {error}",
             kind="store-format",
             hint="Copy or write it again.",
         ) from error
-    offset = header.tell()
     native = check_dtype(dtype, str(path))
     n, d = check_shape(shape, str(path))
     if size < offset + n * d * native.itemsize:

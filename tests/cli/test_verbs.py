@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,24 @@ def test_status_of_a_finished_index(collection: Path) -> None:
     done = run("status", "my.ooc", cwd=collection)
     assert done.stdout == "my.ooc: no build is running; generation 1 is live\n"
     check_golden("status", run("status", "my.ooc", "--json", cwd=collection).stdout, collection)
+
+
+def test_verify(collection: Path, tmp_path: Path) -> None:
+    done = run("verify", "my.ooc", "--full", "--json", "--quiet", cwd=collection)
+    assert (done.returncode, done.stderr) == (0, "")
+    check_golden("verify", done.stdout, collection)
+    shutil.copytree(collection / "my.ooc", tmp_path / "my.ooc")
+    with (tmp_path / "my.ooc/segments/s1/lists.ivfdata").open("r+b") as file:
+        file.write(b"?")
+    assert run("verify", "my.ooc", "--quiet", cwd=tmp_path).returncode == 0  # which does not read them
+    done = run("verify", "my.ooc", "--full", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "segments/s1/lists.ivfdata, block 0: it is not what was written\n" in done.stdout
+    assert "ooc verify --repair" in done.stdout
+    assert re.search(r"verify +done in", done.stderr)
+    done = run("verify", "my.ooc", "--full", "--repair", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "repaired: " in done.stdout
 
 
 def test_convert(here: Path) -> None:

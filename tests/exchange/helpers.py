@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from ooc.index.layout import Layout
 from ooc.types import FloatArray, IntArray
+from tests.helpers import rewrite
 
 
 def nearest_first(index: Path) -> None:
     """Let an index look into its lists in faiss's order: nearest centroid first, all compared."""
-    number = (index / "CURRENT").read_text().strip()
-    record = index / "generations" / f"{number}.json"
-    said = json.loads(record.read_bytes())
-    said["order"] = {"handicap": 0.0, "sketch": False}
-    record.write_text(json.dumps(said))
+    layout = Layout.of(index)
+    rewrite(layout.generation(layout.published()), order={"handicap": 0.0, "sketch": False})
 
 
 def assert_same_answers(

@@ -335,25 +335,21 @@ def test_an_index_is_not_called_damaged_where_the_system_lacks_something(
 
         return call
 
-    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    monkeypatch.setattr(Path, "open", refuse(Path.open))
     monkeypatch.setattr(np, "load", refuse(np.load))
-    with pytest.raises(ooc.ResourceError) as caught:
+    with injected(_Unreadable(ending, refused)), pytest.raises(ooc.ResourceError) as caught:
         ooc.open_index(index)
     assert caught.value.kind == kind
     assert caught.value.hint
 
 
-def test_deleted_rows_are_not_called_damaged_where_a_library_finds_no_memory(
-    index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ooc.delete(index, np.arange(9))
-
+def test_a_library_that_finds_no_memory_is_told_as_such(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise ImportError("pyroaring.so: failed to map segment from shared object")
 
     monkeypatch.setattr(dead, "_bitmap", refuse)
     with pytest.raises(ooc.ResourceError) as caught:
-        ooc.open_index(index)
+        ooc.delete(index, np.arange(9))
     assert caught.value.kind == "memory-refused"
 
 

@@ -15,6 +15,7 @@ from ooc import build
 from ooc.durable import CHECK_BYTES, DurableFile, block_checksums
 from ooc.index.lists import ListsReader, list_groups, write_sorted
 from ooc.types import FloatArray
+from tests.helpers import unsealed
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def index(made: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable[[dict[str, object]], None]) -> None:
-    record = json.loads(path.read_text())
+    record = unsealed(path)
     change(record)
     path.write_text(json.dumps(record))
 

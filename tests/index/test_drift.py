@@ -12,7 +12,7 @@ import pytest
 import ooc
 from ooc.cli.info import describe
 from ooc.index.drift import calibrated, stale
-from tests.helpers import embeddings
+from tests.helpers import embeddings, rewrite, unsealed
 
 FIRST = {"rows": 1000, "assignment_error": 0.5}
 
@@ -110,9 +110,9 @@ def test_rows_of_another_kind_lie_farther(tmp_path: Path) -> None:
 def test_info_warns(tmp_path: Path) -> None:
     ooc.build(embeddings(3000, 16), tmp_path / "i", copy_vectors="always", factory="IVF8,SQ8")
     path = tmp_path / "i/generations/1.json"
-    record = json.loads(path.read_text())
-    record["calibrated"]["segments"] = [{"name": "s0", "rows": 3000, "assignment_error": 1e-3}]
-    path.write_text(json.dumps(record))
+    calibrated = unsealed(path)["calibrated"]
+    calibrated["segments"] = [{"name": "s0", "rows": 3000, "assignment_error": 1e-3}]
+    rewrite(path, calibrated=calibrated)
     with ooc.open_index(tmp_path / "i") as index:
         lines = describe(index.info(), 100)
     (at,) = (i for i, line in enumerate(lines) if "STALE" in line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from ooc.index.layout import Layout
 from ooc.index.order import Order
 from ooc.index.segment import Segments
 from ooc.types import FloatArray, IntArray, Metric
-from tests.helpers import embeddings
+from tests.helpers import embeddings, rewrite, unsealed
 
 D, N = 32, 12_000
 
@@ -66,13 +65,13 @@ def test_the_chosen_order_finds_more_for_the_same_bytes(built: tuple[Path, Metri
     path, metric = built
     generation = Layout.of(path).generation(1)
     text = generation.read_text()
-    record = json.loads(text)
-    if not record["order"]["handicap"]:
+    order = unsealed(generation)["order"]
+    if not order["handicap"]:
         assert metric == "cosine"  # elsewhere it saves some bytes
     chosen = found_for_bytes(path, metric, N // 40)
-    record["order"]["handicap"] = 0
+    order["handicap"] = 0
     try:
-        generation.write_text(json.dumps(record))
+        rewrite(generation, order=order)
         plain = found_for_bytes(path, metric, N // 40)
     finally:
         generation.write_text(text)
@@ -107,7 +106,6 @@ def test_a_damaged_order_is_refused(built: tuple[Path, Metric]) -> None:
     layout = Layout.of(path)
     generation, spread = layout.generation(1), layout.spread_file
     text, data = generation.read_text(), spread.read_bytes()
-    record = json.loads(text)
     try:
         for order in (
             {"handicap": 7, "sketch": False},
@@ -115,11 +113,11 @@ def test_a_damaged_order_is_refused(built: tuple[Path, Metric]) -> None:
             {"handicap": "x", "sketch": False},
             3,
         ):
-            generation.write_text(json.dumps(record | {"order": order}))
+            rewrite(generation, order=order)
             with pytest.raises(ooc.IndexDirError, match="order of the lists") as error:
                 ooc.open_index(path)
             assert error.value.kind == "index-damaged"
-        generation.write_text(json.dumps(record | {"order": {"handicap": 0.5, "sketch": False}}))
+        rewrite(generation, order={"handicap": 0.5, "sketch": False})
         np.save(spread, np.full(200, np.nan, np.float32))
         with pytest.raises(ooc.IndexDirError, match=r"spread\.npy"):
             ooc.open_index(path)

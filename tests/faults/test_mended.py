@@ -335,9 +335,9 @@ def test_an_index_is_not_called_damaged_where_the_system_lacks_something(
 
         return call
 
-    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    monkeypatch.setattr(Path, "open", refuse(Path.open))
     monkeypatch.setattr(np, "load", refuse(np.load))
-    with pytest.raises(ooc.ResourceError) as caught:
+    with injected(_Unreadable(ending, refused)), pytest.raises(ooc.ResourceError) as caught:
         ooc.open_index(index)
     assert caught.value.kind == kind
     assert caught.value.hint

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import re
 import secrets
 import socket
@@ -170,9 +170,12 @@ def forget(layout: Layout) -> None:
             place = BuildLayout(path.parent, scratch)
             remove_tree(place.shards)  # what is ours, and nothing else
             remove_files([place.sample, partial_name(place.sample)])
-            with contextlib.suppress(OSError):
+            try:
                 disk.remove_directory(scratch)
                 sync_directory(scratch.parent)
+            except OSError as error:  # somebody's files are there, or the disk is not
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise
         for beside in path.parent.iterdir():
             if beside != path:
                 remove_tree(beside) if beside.is_dir() else remove_file(beside)

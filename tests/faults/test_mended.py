@@ -525,3 +525,15 @@ def test_an_index_that_cannot_be_opened_for_its_files_says_so(
     with pytest.raises(ooc.ResourceError) as caught:
         ooc.open_index(index)
     assert caught.value.kind == "io"
+
+
+def test_a_scratch_directory_that_cannot_be_removed_now_is_removed_later(base: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    watcher = Refuse(errno.EIO, ("remove-directory",), times=None)
+    with injected(watcher), pytest.raises(ooc.ResourceError):
+        ooc.build(base, tmp_path / "j.ooc", factory=CODE, scratch=scratch)
+    assert watcher.refused
+    with ooc.open_index(tmp_path / "j.ooc") as opened:  # it was published before
+        assert opened.generation == 1
+    ooc.build(base, tmp_path / "j.ooc", factory=CODE, scratch=scratch)
+    assert not list(scratch.iterdir())

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -106,7 +108,8 @@ class Anew:
         if dead is not None and layout.generation(0).parent / dead["file"] in damaged:
             return self._done  # which rows count is not known
         made = Next(live(layout))
-        names = (f"s{made.number}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+        # s5a to s5z, then s5aa, s5bb
+        names = (f"s{made.number}{ascii_lowercase[i % 26] * (i // 26 + 1)}" for i in itertools.count())
         for one in rows:
             self._copy(one, next(names))
         for one in keys:

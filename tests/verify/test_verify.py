@@ -312,6 +312,20 @@ def test_readers_and_writers_go_on_meanwhile(index: Path) -> None:
         ooc.verify(index, repair=True)
 
 
+def test_what_is_looked_at_is_not_collected(index: Path) -> None:
+    kept = []
+
+    def observe(event: events.Event) -> None:
+        if isinstance(event, events.StageStarted):
+            ooc.delete(index, [3])
+            kept.append(ooc.gc(index)["kept"])
+
+    figures = ooc.verify(index, full=True, observer=observe)
+    assert figures["sound"], figures["findings"]
+    assert kept == [[4, 5]]
+    assert ooc.gc(index)["kept"] == [5]
+
+
 def test_the_verb(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(index), "--full", "--quiet"]) == 0
     assert "sound" in capsys.readouterr().out

@@ -275,6 +275,18 @@ def test_rows_that_are_nowhere_else_cannot_be_made_anew(index: Path) -> None:
     assert tree(index) == before
 
 
+def test_lists_are_not_made_anew_of_damaged_rows(index: Path) -> None:
+    flip(index / "segments/s3/vectors.npy", 4200)
+    flip(index / "segments/s3/lists.ivfdata", 3)
+    flip(index / "segments/s1/lists.ivfdata", 3)
+    notes: list[events.Event] = []
+    figures = ooc.verify(index, full=True, repair=True, observer=notes.append)
+    paths = {path for path, _, _ in found(figures)}
+    assert paths == {"segments/s3/vectors.npy", "segments/s3/lists.ivfdata"}
+    told = [one.message for one in notes if isinstance(one, events.Note) and one.kind == "not-repaired"]
+    assert any("rows that the index keeps are damaged" in message for message in told)
+
+
 def test_a_sketch_is_made_anew(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", embeddings(5000, 1024, seed=12))
     ooc.build(tmp_path / "x.npy", tmp_path / "i", factory="IVF512,RaBitQ", memory="600MiB")

@@ -420,7 +420,6 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "gc": Operation(before=_compacted, run=_gc, answers=("gc",)),
     "gc-copies": Operation(before=_index_of_copies, run=_gc, answers=("gc",)),
-    "repair": Operation(before=_damaged, run=_repair, answers=("compact",), shard_rows=2 * N),
     "rollback": Operation(before=changed, run=_rollback, answers=("compact", "")),
     **{
         f"search-{suffix}": Operation(
@@ -470,9 +469,15 @@ def _whole(place: Path) -> None:
             writer.append(X)
 
 
+#: Those to which a read that fails is no refusal: what cannot be read is made anew.
+REPAIRS: dict[str, Operation] = {
+    "repair": Operation(before=_damaged, run=_repair, answers=("compact",), shard_rows=2 * N),
+}
+
+
 def known(name: str) -> Operation:
     """The operation of that name."""
-    return OPERATIONS[name]
+    return {**OPERATIONS, **REPAIRS}[name]
 
 
 def on_memory_disk() -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -18,6 +19,7 @@ from ooc.cli.main import main
 from ooc.durable import block_checksums, write_sealed
 from ooc.engine import header_skeleton
 from ooc.index.lock import publisher
+from ooc.testing.faults import Refuse, injected
 from ooc.types import FloatArray
 from tests.helpers import embeddings, tree, unsealed
 from tests.verify.made import answers, make_rich
@@ -336,6 +338,20 @@ def test_what_is_looked_at_is_not_collected(index: Path) -> None:
     assert figures["sound"], figures["findings"]
     assert kept == [[4, 5]]
     assert ooc.gc(index)["kept"] == [5]
+
+
+def test_what_the_system_refuses_is_no_damage(index: Path) -> None:
+    before, told = tree(index), 0
+    for at in range(12):
+        with injected(Refuse(errno.EMFILE, ("read",), at, times=1)):
+            try:
+                figures = ooc.verify(index, full=True, repair=True)
+            except ooc.ResourceError:
+                told += 1
+            else:  # it was of no consequence
+                assert figures["sound"], figures["findings"]
+    assert told > 5
+    assert tree(index) == before
 
 
 def test_the_verb(index: Path, capsys: pytest.CaptureFixture[str]) -> None:

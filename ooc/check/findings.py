@@ -83,11 +83,13 @@ class Findings:
             self.found.append(finding)
 
     @contextlib.contextmanager
-    def of(self, path: Path, kind: Kind, do: str = ANEW) -> Iterator[None]:
+    def of(self, path: Path, kind: Kind, do: str = ANEW, *, but: tuple[str, ...] = ()) -> Iterator[None]:
         """Errors of the block that say that the index is damaged are findings about a file.
 
         Raises
         ------
+        IndexDirError
+            Of a kind that is in ``but``; and where something in the directory leads elsewhere.
         ResourceError
             The system refused, and for another reason than the disk.
         """
@@ -95,6 +97,8 @@ class Findings:
         try:
             yield
         except IndexDirError as error:
+            if error.kind in (*but, "index-link"):
+                raise
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in _NO_DAMAGE:
                 refused = cause

@@ -8,6 +8,7 @@ is its number too, until something is replaced: the new row keeps the id of the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -268,6 +269,11 @@ class Generation:
             _see_whole(record.get(name, 0))
         if record.get("generation", number) != number:
             raise ValueError(f"it is the record of generation {record['generation']}")
+        for entry in (record.get("calibrated") or {"segments": []})["segments"]:
+            _see_whole(entry["rows"])
+            error = entry.get("assignment_error", 0)
+            if type(error) not in (int, float) or not 0 <= error < math.inf:
+                raise ValueError(f"calibrated by {entry!r}")
         dead = record.get("dead")
         if dead is not None:
             if not _DEAD_FILE.fullmatch(dead["file"]) or not isinstance(dead["digest"], str):

@@ -269,6 +269,10 @@ class Generation:
             _see_whole(record.get(name, 0))
         if record.get("generation", number) != number:
             raise ValueError(f"it is the record of generation {record['generation']}")
+        order = record.get("order") or {}
+        if not isinstance(order, Mapping):
+            raise ValueError(f"the order of the lists is {order!r}")
+        _see_whole(order.get("sketch_of", 0))
         for entry in (record.get("calibrated") or {"segments": []})["segments"]:
             _see_whole(entry["rows"])
             error = entry.get("assignment_error", 0)

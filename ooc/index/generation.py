@@ -269,11 +269,18 @@ class Generation:
             _see_whole(record.get(name, 0))
         if record.get("generation", number) != number:
             raise ValueError(f"it is the record of generation {record['generation']}")
+        store = record["store"]
+        if not isinstance(store, Mapping) or not all(
+            isinstance(store[name], str) for name in ("uri", "format")
+        ):
+            raise ValueError(f"the store is {store!r}")
         order = record.get("order") or {}
         if not isinstance(order, Mapping):
             raise ValueError(f"the order of the lists is {order!r}")
         _see_whole(order.get("sketch_of", 0))
-        for entry in (record.get("calibrated") or {"segments": []})["segments"]:
+        by = record.get("calibrated", {"generation": number, "segments": []})
+        _see_whole(by["generation"], record["skipped_rows"])
+        for entry in by["segments"]:
             _see_whole(entry["rows"])
             error = entry.get("assignment_error", 0)
             if type(error) not in (int, float) or not 0 <= error < math.inf:

@@ -720,7 +720,9 @@ def verify(
         There is no index, or it was not finished. One that is damaged is no error here.
     ArgumentError
         There is no such generation, or ``repair`` is asked of another than the live one.
-    ConflictError, PlanError, ResourceError, Stopped
+    ResourceError
+        The system refused, as to open more files.
+    ConflictError, PlanError, Stopped
         As ``append``, while something is made anew; Stopped also while it is read.
     """
     from ooc.check.verify import verify as run

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -106,7 +108,8 @@ class Anew:
         if dead is not None and layout.generation(0).parent / dead["file"] in damaged:
             return self._done  # which rows count is not known
         made = Next(live(layout))
-        names = (f"s{made.number}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+        # s5a to s5z, then s5aa, s5bb
+        names = (f"s{made.number}{ascii_lowercase[i % 26] * (i // 26 + 1)}" for i in itertools.count())
         for one in rows:
             self._copy(one, next(names))
         for one in keys:
@@ -166,9 +169,7 @@ class Anew:
             remove_tree(place.root)
             if isinstance(error, Stopped | ResourceError):
                 raise
-            self._tell(
-                Note(message=f"{layout.vectors}: {error.message}", kind="not-repaired", level="warning")
-            )
+            self._not_made(layout.vectors, error)
             return
         if part.first_id is None:
             checksums[place.ids.name] = _copied(layout.ids, place.ids)
@@ -193,7 +194,7 @@ class Anew:
             remove_tree(place.root)
             if isinstance(error, Stopped | ResourceError):
                 raise
-            self._tell(Note(message=f"{layout.root}: {error.message}", kind="not-repaired", level="warning"))
+            self._not_made(layout.root, error)
             return
         kept = {"keys": {key: made[key] for key in ("kind", "longest")}}
         write_record(place, made["checksums"], rows=0, entries=0, **kept)
@@ -243,7 +244,12 @@ class Anew:
         entry, layout, header = one.uses.entry, self._layout, self._header
         if entry is None:
             return
-        with contextlib.closing(self._vectors(entry)) as rows:
+        try:
+            vectors = self._vectors(entry)
+        except StoreError as error:
+            self._not_made(layout.segment(entry.name).lists, error)
+            return
+        with contextlib.closing(vectors) as rows:
             options = Options(
                 memory=self._memory,
                 threads=self._threads,
@@ -256,8 +262,7 @@ class Anew:
             try:
                 plan = dataclasses.replace(plan_store(rows, options), witnesses=0)
             except (StoreError, ConflictError) as error:
-                lists = layout.segment(entry.name).lists
-                self._tell(Note(message=f"{lists}: {error.message}", kind="not-repaired", level="warning"))
+                self._not_made(layout.segment(entry.name).lists, error)
                 return
             there = begun(layout)
             if there is not None and there.plan.digest != plan.digest:
@@ -282,6 +287,9 @@ class Anew:
         self._lists[entry.name] = dataclasses.replace(entry, name=name, rows=record["rows"], dead=dead)
         self._done.append(f"the lists of {entry.name}, {record['rows']} rows, were written anew as {name}")
 
+    def _not_made(self, path: Path, error: OocError) -> None:
+        self._tell(Note(message=f"{path}: {error.message}", kind="not-repaired", level="warning"))
+
     def _vectors(self, entry: Entry) -> Store:
         """The rows of a segment: from their stores, else as the index keeps them."""
         spans = []
@@ -298,7 +306,12 @@ class Anew:
             try:
                 # Rows that are kept may be rounded.
                 open_origin(self._layout, part, d, self._moved).close()
-            except OocError:
+            except OocError as error:
+                place = self._layout.segment(part.own)
+                if {place.vectors, place.scales} & self._check.findings.damaged:
+                    raise StoreError(
+                        f"the rows that the index keeps are damaged, and {error.message}", kind=error.kind
+                    ) from error
                 return partial(open_own, self._layout, part, d), 0
         return partial(open_origin, self._layout, part, d, self._moved), part.origin.first
 

@@ -12,7 +12,7 @@ import xxhash
 from ooc.check.findings import ANEW, MENDED, Findings
 from ooc.check.segments import ROW_BLOCK, Checked
 from ooc.durable import CHECK_BYTES
-from ooc.errors import Stopped
+from ooc.errors import IndexDirError, Stopped
 from ooc.index.arrays import ROWS_BEGIN
 from ooc.index.dead import Dead
 from ooc.index.lists import ID_BYTES
@@ -73,7 +73,8 @@ def see_blocks(
                     findings.add(path, "checksum", "it is not what was written", do, block=number)
         drop_file(path)
     except OSError as error:
-        findings.add(path, "checksum", f"it cannot be read: {error.strerror}", do)
+        with findings.of(path, "checksum", do):
+            raise IndexDirError(f"{path} cannot be read: {error.strerror}", kind="index-damaged") from error
 
 
 def see_segment_blocks(

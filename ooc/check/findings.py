@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from ooc.durable import translated
 from ooc.errors import IndexDirError, OocError
 
 __all__ = ["ANEW", "MENDED", "Finding", "Findings", "Kind"]
@@ -18,6 +20,10 @@ Kind: TypeAlias = Literal["missing", "record", "size", "structure", "checksum", 
 #: What to do where the rows can be read again, and where nothing else helps.
 MENDED = "`ooc verify --repair` writes it anew"
 ANEW = "copy the directory anew from where it is sound, or remove it and build"
+
+
+#: Why a file cannot be read that may be sound.
+_NO_DAMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +83,31 @@ class Findings:
             self.found.append(finding)
 
     @contextlib.contextmanager
-    def of(self, path: Path, kind: Kind, do: str = ANEW) -> Iterator[None]:
-        """Errors of the block that say that the index is damaged are findings about a file."""
+    def of(self, path: Path, kind: Kind, do: str = ANEW, *, but: tuple[str, ...] = ()) -> Iterator[None]:
+        """Errors of the block that say that the index is damaged are findings about a file.
+
+        Raises
+        ------
+        IndexDirError
+            Of a kind that is in ``but``; and where something in the directory leads elsewhere.
+        ResourceError
+            The system refused, and for another reason than the disk.
+        """
+        refused: OSError | None = None
         try:
             yield
         except IndexDirError as error:
-            missing = error.kind == "index-missing" or not path.exists()
-            self.add(path, "missing" if missing else kind, error.message, do)
+            if error.kind in (*but, "index-link"):
+                raise
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _NO_DAMAGE:
+                refused = cause
+            else:
+                missing = error.kind == "index-missing" or not path.exists()
+                self.add(path, "missing" if missing else kind, error.message, do)
+        if refused is not None:
+            with translated(path, "reading"):
+                raise refused
 
     def skip(self, what: str, why: str | OocError) -> None:
         """Something could not be checked."""

@@ -51,15 +51,11 @@ def see_header(layout: Layout, findings: Findings) -> Header | None:
     IndexDirError
         There is no index, something else, or one of a newer format: nothing can be checked.
     """
-    try:
-        header = layout.read_header()
-    except IndexDirError as error:
-        if error.kind not in ("index-damaged", "index-unreadable"):
-            raise
-        findings.add(layout.header, "record", error.message, MENDED)
-        return None
-    _sealed(layout.header, findings)
-    return header
+    read: list[Header] = []
+    with findings.of(layout.header, "record", MENDED, but=("index-missing", "index-foreign", "index-newer")):
+        read.append(layout.read_header())
+        _sealed(layout.header, findings)
+    return read[0] if read else None
 
 
 def published_numbers(layout: Layout) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from ooc.check.findings import ANEW, MENDED, Findings
-from ooc.durable import CHECK_BYTES, block_checksums, check_seal, read_json
+from ooc.durable import CHECK_BYTES, block_checksums, check_seal
 from ooc.engine import Skeleton, header_skeleton
 from ooc.errors import IndexDirError, OocError
 from ooc.index.arrays import rows_head
@@ -18,7 +18,7 @@ from ooc.index.generation import Entry, Generation, Part
 from ooc.index.keys import KeyTable, key_files
 from ooc.index.layout import Header, SegmentLayout
 from ooc.index.lists import ID_BYTES
-from ooc.index.segment import open_vectors, read_checksums, read_ids, read_sizes
+from ooc.index.segment import open_vectors, read_checksums, read_ids, read_record, read_sizes
 from ooc.types import IntArray, KeyKind
 
 __all__ = ["ROW_BLOCK", "Checked", "Uses", "key_kind", "rows_do", "see_segment"]
@@ -115,7 +115,7 @@ def see_segment(
     entry, part, keyed = uses.entry, uses.part, uses.keyed
     mending = rows_do(part)
     with findings.of(layout.record, "record", MENDED):
-        record = read_json(layout.record, what="the segment's record")
+        record = read_record(layout)
         findings.count(records=1)
         if not check_seal(layout.record, what="the segment's record"):
             findings.skip(f"{layout.root.name}/segment.json", "the record has no checksum")

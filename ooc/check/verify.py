@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -21,13 +22,14 @@ from ooc.check.records import (
     see_template,
 )
 from ooc.check.segments import Checked, Uses, key_kind, rows_do, see_segment
-from ooc.errors import ArgumentError
+from ooc.errors import ArgumentError, IndexDirError
 from ooc.events import Finished, Observer, Stage, Started, ignore, stage
 from ooc.index.dead import Dead
 from ooc.index.generation import Generation
 from ooc.index.keys import KeyTable, key_files
 from ooc.index.layout import Header, Layout
 from ooc.index.lists import ID_BYTES
+from ooc.index.lock import Hold
 from ooc.index.segment import read_ids
 from ooc.types import PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY, parse_bytes
@@ -174,16 +176,31 @@ class Check:
                 kind="generation",
                 hint="`ooc info INDEX --generations` tells of each.",
             )
-        one = self.live if self.live is not None else there[-1]
-        chosen = there if every else [one if generation is None else generation]
-        looked = [self._look(number) for number in chosen]
-        total = self._bytes(looked) if self.full else 0
-        with stage(tell, "verify", total, unit="bytes") as at:
-            if self.full:
-                self._read(looked, at)
-                at.tell(total)  # headers of rows count, and have been looked at before
-            at.figures.update(findings=len(findings.found), **findings.checked)
+        with contextlib.ExitStack() as held:
+            if every or generation is not None:
+                chosen = there if generation is None else [generation]
+                for number in chosen:
+                    self._hold(number, held)
+            else:
+                one = self.live if self.live is not None else there[-1]
+                while not self._hold(one, held) and self.live is not None and layout.live() != one:
+                    one = self.live = layout.published()  # another one was published, and this one collected
+                chosen = [one]
+            looked = [self._look(number) for number in chosen]
+            total = self._bytes(looked) if self.full else 0
+            with stage(tell, "verify", total, unit="bytes") as at:
+                if self.full:
+                    self._read(looked, at)
+                    at.tell(total)  # headers of rows count, and have been looked at before
+                at.figures.update(findings=len(findings.found), **findings.checked)
         self.last = looked[-1]
+
+    def _hold(self, number: int, held: contextlib.ExitStack) -> bool:
+        """Keep a generation from being collected while it is looked at; whether it is there."""
+        with contextlib.suppress(IndexDirError):
+            held.enter_context(contextlib.closing(Hold(self.layout.generation(number))))
+            return True
+        return False
 
     def _look(self, number: int) -> Looked:
         """The quick check of a generation."""

@@ -27,14 +27,13 @@ from ooc.build.sweep import Found, Sweep
 from ooc.build.train import published_template
 from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import in_order, workers
-from ooc.durable import read_json
 from ooc.errors import ConflictError, DataError, PlanError, Stopped
 from ooc.evaluation.rows import indexed_rows
 from ooc.events import Observer
 from ooc.index.drift import calibrated
 from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.order import read_spread
-from ooc.index.segment import Segments
+from ooc.index.segment import Segments, read_record
 from ooc.search.searcher import Index, open_index
 from ooc.stores import Store, open_store
 from ooc.stores.base import Block
@@ -138,7 +137,7 @@ def _row_bytes(before: Live, index: Index) -> int:
     for part in generation.parts:
         each = index.rows().row_bytes
         if part.own is not None:
-            record = read_json(before.layout.segment(part.own).record, what="the segment's record")
+            record = read_record(before.layout.segment(part.own))
             each = record["bytes"]["vectors.npy"] // part.rows  # less than its header more
         total += part.rows * each
     return total // generation.row_end
@@ -247,7 +246,7 @@ def _publish(
     made: Next, places: list[SegmentLayout], measured: Calibrated, queries: dict[str, Any], seconds: float
 ) -> None:
     """The next generation: the same segments, the order and the table that were measured."""
-    records = [read_json(place.record, what="the segment's record") for place in places]
+    records = [read_record(place) for place in places]
     order = dict(measured.order)
     if order["sketch"]:
         order["sketch_of"] = made.number

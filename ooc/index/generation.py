@@ -8,6 +8,7 @@ is its number too, until something is replaced: the new row keeps the id of the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -268,6 +269,22 @@ class Generation:
             _see_whole(record.get(name, 0))
         if record.get("generation", number) != number:
             raise ValueError(f"it is the record of generation {record['generation']}")
+        store = record["store"]
+        if not isinstance(store, Mapping) or not all(
+            isinstance(store[name], str) for name in ("uri", "format")
+        ):
+            raise ValueError(f"the store is {store!r}")
+        order = record.get("order") or {}
+        if not isinstance(order, Mapping):
+            raise ValueError(f"the order of the lists is {order!r}")
+        _see_whole(order.get("sketch_of", 0))
+        by = record.get("calibrated", {"generation": number, "segments": []})
+        _see_whole(by["generation"], record["skipped_rows"])
+        for entry in by["segments"]:
+            _see_whole(entry["rows"])
+            error = entry.get("assignment_error", 0)
+            if type(error) not in (int, float) or not 0 <= error < math.inf:
+                raise ValueError(f"calibrated by {entry!r}")
         dead = record.get("dead")
         if dead is not None:
             if not _DEAD_FILE.fullmatch(dead["file"]) or not isinstance(dead["digest"], str):

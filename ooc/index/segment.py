@@ -6,6 +6,7 @@ segments have of them together, and scans a list of all of them at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,7 +28,15 @@ from ooc.stores.scaled import ScaledStore
 from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
 from ooc.vectors import distinct
 
-__all__ = ["Segment", "Segments", "open_vectors", "read_checksums", "read_ids", "read_sizes"]
+__all__ = [
+    "Segment",
+    "Segments",
+    "open_vectors",
+    "read_checksums",
+    "read_ids",
+    "read_record",
+    "read_sizes",
+]
 
 _Part: TypeAlias = Literal["all", "codes", "ids"]
 
@@ -58,20 +67,11 @@ class Segment:
 
     def __init__(self, layout: SegmentLayout) -> None:
         self.layout = layout
-        self.record: dict[str, Any] = read_json(layout.record, what="the segment's record")
+        self.record: dict[str, Any] = read_record(layout)
         self._check_files()
-        rows, entries = self.record.get("rows"), self.record.get("entries")
-        if (
-            not isinstance(rows, int)
-            or not isinstance(entries, int)
-            or not 0 <= rows <= entries <= 2 * MOST_ROWS
-        ):
-            raise IndexDirError(
-                f"{layout.record} is damaged: rows {rows!r}, entries {entries!r}", kind="index-damaged"
-            )
-        self.rows, self.entries = rows, entries
+        self.rows, self.entries = self.record["rows"], self.record["entries"]
         # A mapping of its own for advice and ids; the kernel shares the pages with faiss's.
-        self.file = MappedFile(layout.lists, random=True) if entries else None
+        self.file = MappedFile(layout.lists, random=True) if self.entries else None
 
     def _check_files(self) -> None:
         expected = self.record.get("bytes")
@@ -117,6 +117,27 @@ def open_vectors(layout: SegmentLayout) -> Store:
     if layout.scales.exists():
         return ScaledStore(open_npy(layout.vectors), open_npy(layout.scales))
     return open_store(layout.vectors)
+
+
+def read_record(layout: SegmentLayout) -> dict[str, Any]:
+    """What ``segment.json`` says; its numbers are numbers.
+
+    Raises
+    ------
+    IndexDirError
+        It is missing or damaged.
+    """
+    record = read_json(layout.record, what="the segment's record")
+    rows, entries = record.get("rows"), record.get("entries")
+    wrong = type(rows) is not int or type(entries) is not int or not 0 <= rows <= entries <= 2 * MOST_ROWS
+    measured = [record[name] for name in ("assignment_error", "copy_error") if name in record]
+    wrong |= any(type(one) not in (int, float) or not 0 <= one < math.inf for one in measured)
+    if wrong:
+        raise IndexDirError(
+            f"{layout.record} is damaged: rows {rows!r}, entries {entries!r}, errors {measured!r}",
+            kind="index-damaged",
+        )
+    return record
 
 
 def read_checksums(path: Path) -> dict[str, list[str]]:

@@ -97,5 +97,5 @@ def _record(segment: SegmentLayout) -> dict[str, Any]:
 
 def _from(directory: Path, number: int) -> list[Path]:
     """What has this number or a higher one, of generations or segments."""
-    numbered = ((path, re.match(r"s?(\d+)[a-z]?(\.|$)", path.name)) for path in sorted(directory.glob("*")))
+    numbered = ((path, re.match(r"s?(\d+)[a-z]*(\.|$)", path.name)) for path in sorted(directory.glob("*")))
     return [path for path, match in numbered if match is not None and int(match[1]) >= number]

@@ -16,7 +16,7 @@ import numpy as np
 
 from ooc.build.merge import write_record
 from ooc.build.sizes import COPY_BYTES
-from ooc.durable import DurableFile, make_directory, read_json, remove_tree
+from ooc.durable import DurableFile, make_directory, remove_tree
 from ooc.engine import Codec
 from ooc.errors import ResourceError, Stopped
 from ooc.events import Finished, Note, Observer, Stage, Started, ignore, stage
@@ -25,7 +25,7 @@ from ooc.index.generation import Entry
 from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.lists import ID_BYTES, evenness, interleave
 from ooc.index.live_lists import LiveLists
-from ooc.index.segment import Segments
+from ooc.index.segment import Segments, read_record
 from ooc.types import PathOrStr
 from ooc.units import DEFAULT_MEMORY
 from ooc.update.changing import changing
@@ -99,7 +99,7 @@ def due(before: Live, *, auto: bool) -> bool:
 def _outgrown(before: Live) -> bool:
     """Whether rows came that the template does not fit, or so many that recall is no longer known."""
     places = [before.layout.segment(one.name) for one in before.generation.segments]
-    records = [read_json(place.record, what="the segment's record") for place in places]
+    records = [read_record(place) for place in places]
     return stale(before.generation.record, records) is not None
 
 

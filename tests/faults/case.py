@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ooc.testing.faults import Step
 from ooc.testing.forked import Server
-from tests.faults.operations import OPERATIONS, Operation
+from tests.faults.operations import Operation, known
 
 
 class Case:
@@ -17,7 +17,7 @@ class Case:
 
     def __init__(self, name: str, place: Path, server: Server) -> None:
         self.name, self.place, self.server = name, place, server
-        self.operation: Operation = OPERATIONS[name]
+        self.operation: Operation = known(name)
         self._begin = place.with_name("begin")
         server.call("tests.faults.child:prepare", name, place).result()
         shutil.copytree(place, self._begin, symlinks=True)

@@ -330,6 +330,20 @@ def _import(place: Path, tell: events.Observer) -> None:
         ooc.gc(place / "j.ooc")  # it was whole when it was killed: what is left is for the next change
 
 
+def _damaged(place: Path) -> None:
+    """An index with a bit turned in the codes of two segments, which changes no answer."""
+    changed(place)
+    for name in ("s1", "s2"):
+        lists = place / f"i.ooc/segments/{name}/lists.ivfdata"
+        data = bytearray(lists.read_bytes())
+        data[3] ^= 1
+        lists.write_bytes(data)
+
+
+def _repair(place: Path, tell: events.Observer) -> None:
+    assert ooc.verify(place / "i.ooc", full=True, repair=True, observer=tell)["sound"]
+
+
 def _old_results(name: str) -> Callable[[Path], None]:
     def before(place: Path) -> None:
         built(place)
@@ -455,9 +469,15 @@ def _whole(place: Path) -> None:
             writer.append(X)
 
 
+#: Those to which a read that fails is no refusal: what cannot be read is made anew.
+REPAIRS: dict[str, Operation] = {
+    "repair": Operation(before=_damaged, run=_repair, answers=("compact",), shard_rows=2 * N),
+}
+
+
 def known(name: str) -> Operation:
     """The operation of that name."""
-    return OPERATIONS[name]
+    return {**OPERATIONS, **REPAIRS}[name]
 
 
 def on_memory_disk() -> Path | None:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.case import Case
-from tests.faults.operations import OPERATIONS
+from tests.faults.operations import OPERATIONS, REPAIRS
 
 #: Steps at which each operation is killed where not all are asked for.
 _SOME = 2
 
 
-@pytest.mark.parametrize("case", OPERATIONS, indirect=True)
+@pytest.mark.parametrize("case", [*OPERATIONS, *REPAIRS], indirect=True)
 def test_killed_at_some_steps_it_recovers(case: Case, counted: Callable[[str, int], None]) -> None:
     every = range(len(case.steps))
     for at in sorted(random.Random(case.name).sample(every, min(_SOME, len(every)))):
@@ -23,7 +23,7 @@ def test_killed_at_some_steps_it_recovers(case: Case, counted: Callable[[str, in
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize("case", OPERATIONS, indirect=True)
+@pytest.mark.parametrize("case", [*OPERATIONS, *REPAIRS], indirect=True)
 def test_killed_at_every_step_it_recovers(case: Case, counted: Callable[[str, int], None]) -> None:
     for at in range(len(case.steps)):
         case.kill(at)

@@ -8,7 +8,7 @@ import pytest
 
 from ooc.testing.lost_writes import Image
 from tests.faults.case import Case
-from tests.faults.operations import OPERATIONS
+from tests.faults.operations import OPERATIONS, REPAIRS
 
 #: Crashes of each operation that are recovered from where not all are asked for.
 _SOME = 1
@@ -29,7 +29,7 @@ def _recover(case: Case, image: Image, filled: int) -> None:
     case.recover(where, filled)
 
 
-@pytest.mark.parametrize("case", OPERATIONS, indirect=True)
+@pytest.mark.parametrize("case", [*OPERATIONS, *REPAIRS], indirect=True)
 def test_after_some_lost_writes_it_recovers(case: Case) -> None:
     images = _images(case, 4)
     for image, filled in random.Random(case.name).sample(images, min(_SOME, len(images))):
@@ -37,7 +37,7 @@ def test_after_some_lost_writes_it_recovers(case: Case) -> None:
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize("case", OPERATIONS, indirect=True)
+@pytest.mark.parametrize("case", [*OPERATIONS, *REPAIRS], indirect=True)
 def test_after_any_lost_writes_it_recovers(case: Case) -> None:
     for image, filled in _images(case, 4):
         _recover(case, image, filled)

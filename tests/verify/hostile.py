@@ -69,7 +69,7 @@ def _change(record: dict[str, Any], rng: random.Random, outside: Path) -> None:
     if rng.random() < 0.1:
         del inside[key]
         return
-    value = rng.choice(_VALUES)
+    value = copy.deepcopy(rng.choice(_VALUES))
     inside[key] = str(outside) if value == "{outside}" else value
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -17,8 +19,9 @@ from ooc.cli.main import main
 from ooc.durable import block_checksums, write_sealed
 from ooc.engine import header_skeleton
 from ooc.index.lock import publisher
+from ooc.testing.faults import Refuse, injected
 from ooc.types import FloatArray
-from tests.helpers import embeddings, tree
+from tests.helpers import embeddings, tree, unsealed
 from tests.verify.made import answers, make_rich
 
 D = 24
@@ -274,6 +277,18 @@ def test_rows_that_are_nowhere_else_cannot_be_made_anew(index: Path) -> None:
     assert tree(index) == before
 
 
+def test_lists_are_not_made_anew_of_damaged_rows(index: Path) -> None:
+    flip(index / "segments/s3/vectors.npy", 4200)
+    flip(index / "segments/s3/lists.ivfdata", 3)
+    flip(index / "segments/s1/lists.ivfdata", 3)
+    notes: list[events.Event] = []
+    figures = ooc.verify(index, full=True, repair=True, observer=notes.append)
+    paths = {path for path, _, _ in found(figures)}
+    assert paths == {"segments/s3/vectors.npy", "segments/s3/lists.ivfdata"}
+    told = [one.message for one in notes if isinstance(one, events.Note) and one.kind == "not-repaired"]
+    assert any("rows that the index keeps are damaged" in message for message in told)
+
+
 def test_a_sketch_is_made_anew(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", embeddings(5000, 1024, seed=12))
     ooc.build(tmp_path / "x.npy", tmp_path / "i", factory="IVF512,RaBitQ", memory="600MiB")
@@ -311,6 +326,34 @@ def test_readers_and_writers_go_on_meanwhile(index: Path) -> None:
         ooc.verify(index, repair=True)
 
 
+def test_what_is_looked_at_is_not_collected(index: Path) -> None:
+    kept = []
+
+    def observe(event: events.Event) -> None:
+        if isinstance(event, events.StageStarted):
+            ooc.delete(index, [3])
+            kept.append(ooc.gc(index)["kept"])
+
+    figures = ooc.verify(index, full=True, observer=observe)
+    assert figures["sound"], figures["findings"]
+    assert kept == [[4, 5]]
+    assert ooc.gc(index)["kept"] == [5]
+
+
+def test_what_the_system_refuses_is_no_damage(index: Path) -> None:
+    before, told = tree(index), 0
+    for at in range(12):
+        with injected(Refuse(errno.EMFILE, ("read",), at, times=1)):
+            try:
+                figures = ooc.verify(index, full=True, repair=True)
+            except ooc.ResourceError:
+                told += 1
+            else:  # it was of no consequence
+                assert figures["sound"], figures["findings"]
+    assert told > 5
+    assert tree(index) == before
+
+
 def test_the_verb(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(index), "--full", "--quiet"]) == 0
     assert "sound" in capsys.readouterr().out
@@ -325,3 +368,65 @@ def test_the_verb(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(index), "--full", "--repair", "--quiet"]) == 0
     assert "repaired" in capsys.readouterr().out
     assert main(["verify", str(index.parent / "nowhere")]) == 6
+
+
+@pytest.mark.parametrize("with_store", [True, False])
+def test_an_import_is_sound(tmp_path: Path, with_store: bool) -> None:
+    x = embeddings(2000, D, seed=13)
+    theirs = faiss.index_factory(D, "IVF16_HNSW8,SQ8")
+    theirs.train(x)
+    theirs.add(x)
+    faiss.write_index(theirs, str(tmp_path / "theirs.faiss"))
+    np.save(tmp_path / "x.npy", x)
+    store = tmp_path / "x.npy" if with_store else None
+    ooc.import_index(tmp_path / "theirs.faiss", tmp_path / "i", store=store)
+    ooc.append(tmp_path / "i", embeddings(100, D, seed=14), memory="400MiB")
+    figures = ooc.verify(tmp_path / "i", full=True)
+    assert figures["sound"], figures["findings"]
+    assert figures["checked"]["codes"] == (2100 if with_store else 100)
+    assert len(figures["unchecked"]) == (0 if with_store else 1)
+
+
+def test_a_retrained_index_is_sound_and_damage_of_each_template_is_found(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", embeddings(3000, D, seed=15))
+    index = tmp_path / "i"
+    ooc.build(tmp_path / "x.npy", index, factory="HR,IVF16,RaBitQ", memory="400MiB")
+    ooc.delete(index, np.arange(0, 3000, 5))
+    ooc.compact(index, retrain=True, memory="400MiB")
+    figures = ooc.verify(index, full=True, every=True)
+    assert figures["sound"], figures["findings"]
+    assert figures["generations"] == [1, 2, 3]
+    flip(index / "template/centroids.npy", 5000)
+    assert ooc.verify(index, full=True)["sound"]  # the live generation has its own
+    assert {path for path, _, _ in found(ooc.verify(index, every=True))} == {"template/centroids.npy"}
+    flip(index / "template3/template.faiss", 40)
+    figures = ooc.verify(index, full=True, repair=True)
+    assert figures["sound"], figures["findings"]
+    assert figures["repaired"]
+    flip(index / "segments/s3/lists.ivfdata", 40)
+    assert ooc.verify(index, full=True, repair=True)["sound"]
+    assert len(ooc.open_index(index).search(np.zeros(D), k=3)[1][0]) == 3
+
+
+def test_lists_made_anew_are_the_same_bytes(stored: tuple[Path, FloatArray], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(stored[0], tmp_path / "i"))
+    names = ("segments/s1/lists.ivfdata", "segments/s1/index.faiss", "segments/s2/lists.ivfdata")
+    before = [(copy / name).read_bytes() for name in names]
+    for name in names[::2]:
+        flip(copy / name, 300)
+    assert ooc.verify(copy, full=True, repair=True)["sound"]
+    made = [copy / name.replace("s1/", "s4a/").replace("s2/", "s4b/") for name in names]
+    assert [path.read_bytes() for path in made] == before
+
+
+def test_an_index_without_the_newer_checksums_is_sound_and_says_so(index: Path) -> None:
+    """As an earlier version wrote it."""
+    for path in index.rglob("*.json"):
+        record = unsealed(path)
+        record.pop("heads", None)
+        path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    (index / "CURRENT").write_text("4\n")
+    figures = ooc.verify(index, full=True)
+    assert figures["sound"], figures["findings"]
+    assert len(figures["unchecked"]) == 9
+    assert len(answers(index)) > 8

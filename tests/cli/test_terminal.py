@@ -8,8 +8,10 @@ import os
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +146,16 @@ class Slow:
                 assert data, self._text
                 self._text += data
 
+    def wait_until_it_stands_still(self) -> None:
+        """Nobody reads from here on: the pipe fills up, and the build waits in the middle of a write."""
+        waiting, since, end = -1, time.monotonic(), time.monotonic() + 60
+        while time.monotonic() < since + 2:
+            assert time.monotonic() < end
+            (now,) = struct.unpack("i", fcntl.ioctl(self._reading, termios.FIONREAD, bytes(4)))
+            if now != waiting:
+                waiting, since = now, time.monotonic()
+            time.sleep(0.05)
+
     def read_all(self) -> list[dict[str, object]]:
         while data := os.read(self._reading, 65536):
             self._text += data
@@ -194,8 +206,7 @@ def test_ctrl_c_stops_at_a_safe_point_and_prints_the_command_that_goes_on(slow: 
 
 def test_a_second_ctrl_c_leaves_at_once_even_while_the_work_stands_still(slow: Slow) -> None:
     slow.read_until(MIDWAY)
-    # From here on nobody reads: the build waits in the middle of a write.
-    time.sleep(0.3)
+    slow.wait_until_it_stands_still()
     slow.process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert slow.process.poll() is None

@@ -43,7 +43,7 @@ def in_memory(mapped: MappedFile) -> BytesArray:
 
 
 def read_in_the_end(mapped: MappedFile, wanted: BytesArray) -> None:
-    for _ in range(100):
+    for _ in range(600):  # of a busy disk advice may take its time
         there = in_memory(mapped)
         if (there[wanted] == 1).all():
             break

@@ -13,14 +13,14 @@ import pytest
 
 import ooc
 from ooc import events
-from ooc.durable import read_json
+from ooc.durable import read_json, write_sealed
 from ooc.evaluation import update as update_module
 from ooc.index import layout as layout_module
 from ooc.index.layout import Layout
 from ooc.index.lock import publisher
 from ooc.types import FloatArray, Metric
 from tests.cli.process import run
-from tests.helpers import embeddings, recall, tree
+from tests.helpers import embeddings, recall, tree, unsealed
 
 WIDE = 300
 
@@ -174,7 +174,7 @@ def test_a_failure_at_each_file_leaves_the_index_as_it_was(
         return one
 
     with monkeypatch.context() as patched:
-        for function in ("write_json", "write_bytes"):
+        for function in ("write_json", "write_sealed", "write_bytes"):
             patched.setattr(layout_module, function, failing(getattr(layout_module, function)))
         with pytest.raises(ooc.ResourceError, match="disk is full"):
             ooc.evaluate(index, update=True)
@@ -192,7 +192,7 @@ def test_nothing_is_changed_where_the_store_is_gone(index: Path, wide: FloatArra
     np.save(tmp_path / "moved.npy", wide)
     before = tree(index)
     path = index / "generations/1.json"
-    path.write_text(path.read_text().replace("x.npy", "gone.npy"))
+    write_sealed(path, json.loads(json.dumps(unsealed(path)).replace("x.npy", "gone.npy")))
     changed = tree(index)
     with pytest.raises(ooc.StoreError):
         ooc.evaluate(index, update=True)

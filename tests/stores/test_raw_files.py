@@ -61,7 +61,7 @@ def test_npy_with_a_foreign_header_is_refused(tmp_path: Path) -> None:
     assert "9" in refused(path, "store-format")
     np.save(path, X)
     path.write_bytes(path.read_bytes().replace(b"(12, 5)", b"(-1, 5)"))
-    refused(path, "store-empty")
+    refused(path, "store-format")
 
 
 @pytest.mark.parametrize("suffix", [".fvecs", ".bvecs"])

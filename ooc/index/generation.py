@@ -17,7 +17,13 @@ from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.layout import Layout
 
-__all__ = ["Entry", "Generation", "Origin", "Part"]
+__all__ = ["OWN_TEMPLATE", "Entry", "Generation", "Origin", "Part"]
+
+#: The feature of a generation that was trained anew: its lists mean nothing under the first template.
+OWN_TEMPLATE = "own-template"
+
+#: What of generations this version can read; one that asks for more is refused, not misread.
+_KNOWN_FEATURES = frozenset({OWN_TEMPLATE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +197,18 @@ class Generation:
         Raises
         ------
         IndexDirError
-            Its record is missing or damaged.
+            Its record is missing or damaged, or has features that this version does not know.
         """
         record = read_json(layout.generation(number), what=f"generation {number}")
+        features = record.get("features")
+        unknown = set(map(str, features)) - _KNOWN_FEATURES if isinstance(features, list) else set()
+        if unknown:
+            raise IndexDirError(
+                f"{layout.generation(number)} was written with features {', '.join(sorted(unknown))}, "
+                "which this version does not know",
+                kind="index-newer",
+                hint="Install a newer ooc.",
+            )
         try:
             return cls.from_record(number, record)
         except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ooc.types import FloatArray, IntArray
 
-__all__ = ["SHORT", "first_places", "narrow", "normalise", "pick", "places", "widen"]
+__all__ = ["SHORT", "distinct", "first_places", "narrow", "normalise", "pick", "places", "widen"]
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -65,6 +65,19 @@ def places(order: IntArray) -> IntArray:
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(order.shape[1])[None], axis=1)
     return place
+
+
+def distinct(numbers: IntArray, end: int) -> IntArray:
+    """The numbers from 0 to ``end`` - 1 among ``numbers`` (any shape), ascending. Of others there may be -1.
+
+    Of many numbers in few marks are quicker than ``numpy.unique``, by a multiple.
+    """
+    if numbers.size < end // 8:
+        found = np.unique(numbers)
+        return found[found >= 0]
+    marks = np.zeros(end + 1, bool)
+    marks[numbers] = True  # -1 is the last
+    return np.flatnonzero(marks[:-1])
 
 
 def first_places(key: NDArray[_T], count: int) -> IntArray:

@@ -19,7 +19,7 @@ from ooc.engine.sketch import Sketch, compare
 from ooc.errors import IndexDirError
 from ooc.mapping import advise_random, advise_soon
 from ooc.types import FloatArray, IntArray
-from ooc.vectors import first_places, pick
+from ooc.vectors import distinct, first_places, pick
 
 __all__ = ["Coarse"]
 
@@ -32,6 +32,8 @@ _COARSE_QUERIES = 1024
 #: Distances to all centroids that are held together, and queries that are too few for a matrix product.
 _LOOKS = 1 << 21
 _FEW = 8
+
+_ZERO, _TINY, _FARTHEST = np.float32(0), np.finfo(np.float32).tiny, np.float32(np.inf)
 
 #: Where more than one in so many centroids is wanted, all are asked for: it takes less advice.
 _MOST_OF_ALL = 4
@@ -64,6 +66,7 @@ class Coarse:
                 hint="Copy the directory anew, or remove it and build.",
             )
         self._handicap = handicap
+        self._roots = np.sqrt(np.arange(1, self._nlist + 1, dtype=np.float32))
         self._centroids = codec.centroids()
         self._centroids_at = self._centroids.ctypes.data
         # What was not asked for ahead costs its own pages and no more.
@@ -135,16 +138,18 @@ class Coarse:
             Of distances for ``l2``, else of products with queries of unit length; infinity where there is no
             list.
         """
-        key = self._key(found, numbers).copy()
+        key = self._key(found, numbers)
         if self._l2:
             # Not of their squares: far from all centroids these would differ by much.
-            np.sqrt(np.maximum(key, np.float32(0), out=key), out=key)
+            key = np.sqrt(np.maximum(key, _ZERO))
         else:
             lengths: FloatArray = np.sqrt(np.einsum("ij,ij->i", y, y))
-            key /= np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
-        places = np.arange(1, key.shape[1] + 1, dtype=np.float32)
-        reaches: FloatArray = np.maximum(key - key[:, :1], 0) * np.sqrt(places)
-        return np.where(numbers < 0, np.float32(np.inf), reaches)
+            key = np.divide(key, np.maximum(lengths, _TINY)[:, None])
+        reaches: FloatArray = np.subtract(key, key[:, :1])
+        np.maximum(reaches, _ZERO, out=reaches)
+        reaches *= self._roots[: key.shape[1]]
+        reaches[numbers < 0] = np.inf
+        return reaches
 
     def looks(self, y: FloatArray) -> FloatArray:
         """Products of transformed queries ``(nq, d)`` with all centroids, ``(nq, nlist)``.
@@ -163,7 +168,7 @@ class Coarse:
         if not ahead:
             return self._first(*sketch.compared(y, among), nprobe)
         numbers = sketch.candidates(y, among)
-        self._ask_for_centroids(np.unique(numbers))
+        self._ask_for_centroids(distinct(numbers, self._nlist))
         return self._first_of(y, numbers, nprobe)
 
     def _by_graph(self, y: FloatArray, nprobe: int, among: int) -> tuple[FloatArray, IntArray]:
@@ -189,7 +194,8 @@ class Coarse:
 
     def _first(self, found: FloatArray, numbers: IntArray, nprobe: int) -> tuple[FloatArray, IntArray]:
         """The first ``nprobe`` of the lists ``numbers`` ``(nq, c)``, -1 last, by how near they are."""
-        key = np.where(numbers < 0, np.inf, self._key(found, numbers))
+        key = self._key(found, numbers)
+        key = np.where(numbers < 0, _FARTHEST, key)
         near = first_places(key, nprobe)
         return pick(found, near), pick(numbers, near)
 

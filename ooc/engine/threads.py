@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import faiss
 
@@ -32,15 +31,20 @@ def _runtime() -> tuple[Callable[[], int], Callable[[int], None]]:
 _most, _limit = _runtime()
 
 
-@contextlib.contextmanager
-def threads_limited(n: int) -> Iterator[None]:
+class threads_limited:  # noqa: N801 - used as a function is; a generator takes a query twice as long
     """Let faiss use ``n`` threads for calls from this thread; other threads keep their setting."""
-    before = _most()
-    _limit(n)
-    try:
-        yield
-    finally:
-        _limit(before)
+
+    __slots__ = ("_before", "_n")
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __enter__(self) -> None:
+        self._before = _most()
+        _limit(self._n)
+
+    def __exit__(self, *_: object) -> None:
+        _limit(self._before)
 
 
 def one_thread() -> None:

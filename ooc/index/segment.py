@@ -23,6 +23,7 @@ from ooc.stores import Store, open_store
 from ooc.stores.npy import open_npy
 from ooc.stores.scaled import ScaledStore
 from ooc.types import AnyArray, BytesArray, FloatArray, IntArray
+from ooc.vectors import distinct
 
 __all__ = ["Segment", "Segments", "open_vectors", "read_checksums", "read_ids", "read_sizes"]
 
@@ -264,8 +265,7 @@ class Segments:
 
         Of all segments, in the order of their files, neighbours together; numbers of -1 are passed over.
         """
-        numbers = np.unique(list_nos)
-        numbers = numbers[numbers >= 0]
+        numbers = distinct(list_nos, self.nlist)
         asked = 0
         for i, one in enumerate(self.each):
             if one.file is not None:
@@ -281,7 +281,7 @@ class Segments:
 
     def let_go(self, list_nos: IntArray) -> None:
         """Let the pages of lists leave memory and the page cache."""
-        numbers = np.unique(list_nos[list_nos >= 0])
+        numbers = distinct(list_nos, self.nlist)
         for i, one in enumerate(self.each):
             if one.file is None:
                 continue

@@ -47,12 +47,18 @@ def best(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[Floa
 
 def _best_of_one(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
     """As ``best``, of one query ``(m,)`` by Python's own sort: see ``ooc.vectors.first_places``."""
-    sign = 1.0 if metric == "l2" else -1.0
-    there = zip(found.tolist(), ids.tolist(), strict=True)
-    near = sorted((sign * value, number) for value, number in there if number >= 0)[:k]
-    top_d, top_i = np.full((1, k), worst(metric), np.float32), np.full((1, k), -1, np.int64)
-    top_d[0, : len(near)] = [sign * value for value, _ in near]
-    top_i[0, : len(near)] = [number for _, number in near]
+    key = found if metric == "l2" else -found
+    near = sorted(zip(key.tolist(), ids.tolist(), strict=True))
+    if ids.min() < 0:
+        near = [one for one in near if one[1] >= 0]
+    near = near[:k]
+    top_d = np.array([[value for value, _ in near]], np.float32)
+    top_i = np.array([[number for _, number in near]], np.int64)
+    if metric != "l2":
+        np.negative(top_d, out=top_d)
+    if len(near) < k:
+        top_d = np.append(top_d, np.full((1, k - len(near)), worst(metric), np.float32), axis=1)
+        top_i = np.append(top_i, np.full((1, k - len(near)), -1, np.int64), axis=1)
     return top_d, top_i
 
 

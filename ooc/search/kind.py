@@ -66,8 +66,9 @@ class Kind:
         """Look at queries ``(nq, d)``, transformed, and how near the first list of each is ``(nq,)``."""
         if self._told:
             return
+        near = nearness(coarse, y, self._metric)
         self._seen += len(y)
-        self._far_seen += int((nearness(coarse, y, self._metric) < self._far).sum())
+        self._far_seen += int(near[0] < self._far) if len(y) == 1 else int((near < self._far).sum())
         if self._seen >= _QUERIES and self._far_seen > _MANY * self._seen:
             self._told = True
             measured = "rows of the store" if self._by == "rows" else "the queries that were given"

@@ -49,6 +49,9 @@ _SHOWN = (0.8, 0.9, 0.95, 0.99)
 
 _Z = NormalDist().inv_cdf(CONFIDENCE)
 
+#: Recalls that are looked up as they are, and how many answers are remembered.
+_PLAIN, _MOST_TOLD = (float, type(None)), 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -216,6 +219,8 @@ class Choice:
         self.promise, self._name, self.exact = promise, name, exact
         self._n, self._nlist = n, nlist
         self.default_nprobe = min(nlist, max(1, 2 * math.isqrt(nlist) // lists_per_row))
+        #: What searches for k with a recall, or with none, were told, where there was nothing to warn of.
+        self._told: dict[tuple[int, float | None], Chosen] = {}
 
     def settings(
         self,
@@ -236,6 +241,9 @@ class Choice:
         ArgumentError
             A number is out of its range, recall and nprobe are both given, or nothing was measured.
         """
+        plain = nprobe is None and rerank is None and not filtered and type(k) is int
+        if plain and (told := self._told.get((k, recall))) is not None and type(recall) in _PLAIN:
+            return told
         check_at_least("k", k, 1)
         if rerank is not None:
             check_at_least("rerank", rerank, 0)
@@ -254,7 +262,10 @@ class Choice:
             if filtered:
                 nprobe = max(nprobe, self.default_nprobe)
                 candidates, reach = max(candidates, default_rerank(k)), None
-            return Chosen(nprobe, candidates if rerank is None else rerank, reach)
+            chosen = Chosen(nprobe, candidates if rerank is None else rerank, reach)
+            if plain and kept and len(self._told) < _MOST_TOLD:
+                self._told[k, recall] = chosen
+            return chosen
         if nprobe is None and recall is not None:
             raise ArgumentError(
                 f"{self._name} has no measured recall to choose by",

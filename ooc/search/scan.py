@@ -19,7 +19,7 @@ from ooc.search.budget import Budget
 from ooc.search.filters import Booleans
 from ooc.search.trace import NOTHING, Trace
 from ooc.types import FloatArray, IntArray, Metric
-from ooc.vectors import pick
+from ooc.vectors import distinct, pick
 
 __all__ = ["candidates"]
 
@@ -65,8 +65,7 @@ def candidates(
     asked = count * segment.lists_per_row
     if at_once and ahead is None and trace is NOTHING:
         return _each_once(segment, *segment.scan(y, lists, coarse, asked, selector), count, metric)
-    numbers = np.unique(lists)
-    numbers = numbers[numbers >= 0]
+    numbers = distinct(lists, segment.nlist)
     sizes = segment.list_bytes(numbers)
     total = int(sizes.sum())
     trace.add(lists=int((lists >= 0).sum()), entries=_entries(segment, lists), list_bytes=total)

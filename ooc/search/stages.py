@@ -154,7 +154,8 @@ class Stages:
             selector=self._selector(wanted),
         )
         self.see_rows(rows)
-        trace.add(candidates=int((rows >= 0).sum()))
+        if trace is not NOTHING:
+            trace.add(candidates=int((rows >= 0).sum()))
         if wanted.exact:
             ask = self._residency.wants_advice
             with trace.time("re-rank"):
@@ -173,7 +174,11 @@ class Stages:
         self, y: FloatArray, coarse: FloatArray, lists: IntArray, reach: float
     ) -> tuple[FloatArray, IntArray]:
         """The lists of each query that are no farther, the first of all; the others are -1."""
-        far = self._segment.reaches(y, coarse, lists) > reach
+        reaches = self._segment.reaches(y, coarse, lists)
+        if len(reaches) == 1:  # they ascend
+            width = max(1, int(reaches[0].searchsorted(np.float32(reach), "right")))
+            return coarse[:, :width], lists[:, :width]
+        far = reaches > reach
         far[:, :1] = False
         width = int((~far).sum(axis=1).max())
         return coarse[:, :width], np.where(far, -1, lists)[:, :width]

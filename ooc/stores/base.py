@@ -299,6 +299,8 @@ def as_float32(rows: AnyArray) -> FloatArray:
 
     float64 is rounded to nearest; a value beyond float32's range becomes infinite.
     """
+    if rows.dtype == np.float32:
+        return np.ascontiguousarray(rows, dtype=np.float32)
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(rows, dtype=np.float32)
 

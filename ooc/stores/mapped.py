@@ -122,6 +122,8 @@ class MappedStore(Store):
         self._tiles = tiles
         self._pool: MapPool | None = MapPool(random=True)
         self._owns_pool = True
+        #: All rows, where one tile of a file of its own holds them, once they were asked for.
+        self._whole: AnyArray | None = None
 
     def share(self, pool: MapPool) -> None:
         """Take mappings from a pool that several stores use; its owner closes it."""
@@ -130,7 +132,7 @@ class MappedStore(Store):
 
     def close(self) -> None:
         """Give the mappings up; arrays that were read stay readable. May be called twice."""
-        pool, self._pool = self._pool, None
+        pool, self._pool, self._whole = self._pool, None, None
         if pool is not None and self._owns_pool:
             pool.close()
 
@@ -201,7 +203,14 @@ class MappedStore(Store):
 
     def view(self) -> AnyArray | None:
         """All rows as one view, where one tile holds them."""
-        return self._tile(0, 0, 0, self.n) if self._is_one_tile else None
+        if self._whole is not None:
+            return self._whole
+        if not self._is_one_tile:
+            return None
+        whole = self._tile(0, 0, 0, self.n)
+        if self._owns_pool:  # else its owner may give the mapping up
+            self._whole = whole
+        return whole
 
     def line_up(self) -> None:
         """Map the file so that rows are where those of others like it could be: see ``MappedFile``.
@@ -212,7 +221,7 @@ class MappedStore(Store):
         if self._is_one_tile and self._owns_pool and plain and PAGE % self.row_bytes:
             rows = int(self._tiles.offset[0, 0]), self.row_bytes
             # What was mapped before is not closed: it goes with its last user.
-            self._pool = MapPool(random=True, rows=rows)
+            self._pool, self._whole = MapPool(random=True, rows=rows), None
 
     @property
     def _is_one_tile(self) -> bool:

@@ -596,7 +596,7 @@ def compact(
     IndexDirError, ConflictError, ResourceError, Stopped
         As ``append``.
     ArgumentError
-        ``store`` names one that was not indexed.
+        ``store`` names one that was not indexed, or is given without ``retrain``.
     StoreError
         With ``retrain``: a store is gone.
     """

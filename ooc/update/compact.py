@@ -19,7 +19,7 @@ from ooc.build.sizes import COPY_BYTES
 from ooc.build.status import STATUS_NAME, StatusWriter
 from ooc.durable import DurableFile, make_directory, read_json, remove_tree
 from ooc.engine import Codec
-from ooc.errors import ResourceError, Stopped
+from ooc.errors import ArgumentError, ResourceError, Stopped
 from ooc.events import Finished, Note, Observer, Stage, Started, broadcast, ignore, stage
 from ooc.index.drift import stale
 from ooc.index.generation import Entry
@@ -53,6 +53,12 @@ def compact(
 ) -> dict[str, Any]:
     """Merge all segments into one without the dead rows; see ``ooc.compact``."""
     layout, tell = Layout.of(index), observer or ignore
+    if store is not None and not retrain:
+        raise ArgumentError(
+            "no store is read where lists are merged as they are",
+            kind="store",
+            hint="Say where stores are with retrain=True, `ooc compact --retrain`.",
+        )
     with changing(layout) as before:
         generation = before.generation
         if retrain and (not auto or _outgrown(before)):

@@ -12,6 +12,7 @@ import pytest
 
 import ooc
 from ooc.build.status import read_status
+from ooc.cli.main import main
 from ooc.engine import sketch
 from ooc.events import Event, StageFinished
 from ooc.types import FloatArray
@@ -268,9 +269,13 @@ def test_stores_that_were_moved_are_named(tmp_path: Path, rows: FloatArray) -> N
         ooc.compact(path, retrain=True)
     with pytest.raises(ooc.ArgumentError, match=r"elsewhere\.npy"):
         ooc.compact(path, retrain=True, store={"elsewhere.npy": moved[str(tmp_path / "base.npy")]})
+    with pytest.raises(ooc.ArgumentError, match="no store is read"):
+        ooc.compact(path, store=moved)
     for name in moved:  # one of them is not enough
         with pytest.raises(ooc.StoreError):
             ooc.compact(path, retrain=True, store={name: moved[name]})
-    assert ooc.compact(path, retrain=True, store=moved)["trained"]
+    named = [word for pair in moved.items() for word in ("--store", *pair)]
+    assert main(["compact", str(path), "--retrain", *named]) == 0
+    assert ooc.generations(path)[-1]["operation"] == "retrain"
     with ooc.open_index(path, store=moved) as index:
         model.check(index, rows[::97] + np.float32(0.01))

@@ -72,15 +72,15 @@ def compact(
             tell(Note(message=message, kind="nothing-to-compact"))
             return _figures(before, generation.record, seconds=0.0)
         began = time.monotonic()
-        status = layout.builds / "compacting" / STATUS_NAME  # not in the segment, which is moved
-        make_directory(status.parent)
-        tell = broadcast([observer, StatusWriter(status)])
-        tell(Started(operation="compact", stages={"merge": 0.9, "publish": 0.1}))
         made = Next(before)
         place = SegmentLayout(layout.builds / f"compact-{made.number}")
         remove_tree(place.root)
         make_directory(place.root)
+        status = layout.builds / "compacting" / STATUS_NAME  # not in the segment, which is moved
+        make_directory(status.parent)
+        tell = broadcast([observer, StatusWriter(status)])
         try:
+            tell(Started(operation="compact", stages={"merge": 0.9, "publish": 0.1}))
             with stage(tell, "merge", _bytes(before), unit="bytes") as at:
                 rows = _merge(before, place, at, stop)
             with stage(tell, "publish", 1) as at:

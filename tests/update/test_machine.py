@@ -345,7 +345,7 @@ def run(examples: int, steps: int, counted: Callable[[str, int], None]) -> None:
 
 
 def test_any_sequence_of_changes_answers_as_a_model_does(counted: Callable[[str, int], None]) -> None:
-    run(16, 12, counted)
+    run(10, 12, counted)
 
 
 @pytest.mark.slow

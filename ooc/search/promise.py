@@ -52,7 +52,7 @@ _SHOWN = (0.8, 0.9, 0.95, 0.99)
 
 _Z = NormalDist().inv_cdf(CONFIDENCE)
 
-#: Recalls that are looked up as they are, and how many answers are remembered.
+#: Types of recalls that are looked up as they are, and how many answers are remembered.
 _PLAIN, _MOST_TOLD = (float, type(None)), 256
 
 
@@ -274,8 +274,10 @@ class Choice:
         ArgumentError
             A number is out of its range, recall and nprobe are both given, or nothing was measured.
         """
-        plain = nprobe is None and rerank is None and not filtered and type(k) is int
-        if plain and (told := self._told.get((k, recall))) is not None and type(recall) in _PLAIN:
+        plain = nprobe is None and rerank is None and not filtered
+        # Others, which may be no numbers at all, are seen to first.
+        plain = plain and type(k) is int and type(recall) in _PLAIN
+        if plain and (told := self._told.get((k, recall))) is not None:
             return told
         check_at_least("k", k, 1)
         if rerank is not None:

@@ -94,7 +94,7 @@ def test_candidates_may_be_named_beside_a_recall(index: ooc.Index) -> None:
     assert index.settings(10, nprobe=10**6, rerank=0) == (64, 0)
 
 
-@pytest.mark.parametrize("recall", [0, -0.1, 1.01, float("nan"), True, "0.9"])
+@pytest.mark.parametrize("recall", [0, -0.1, 1.01, float("nan"), True, "0.9", [0.9]])
 def test_a_recall_is_above_0_and_at_most_1(index: ooc.Index, xq: FloatArray, recall: Any) -> None:
     with pytest.raises(ooc.ArgumentError, match="above 0 and at most 1"):
         index.search(xq, recall=recall)

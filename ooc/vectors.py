@@ -9,12 +9,25 @@ from numpy.typing import NDArray
 
 from ooc.types import FloatArray, IntArray
 
-__all__ = ["SHORT", "distinct", "first_places", "narrow", "normalise", "pick", "places", "widen"]
+__all__ = [
+    "LEAST_SQUARE",
+    "MOST_SQUARE",
+    "SHORT",
+    "distinct",
+    "first_places",
+    "narrow",
+    "normalise",
+    "pick",
+    "places",
+    "widen",
+]
 
 _T = TypeVar("_T", bound=np.generic)
 
 #: The largest bits of a finite float32 that rounds to a finite bfloat16.
 _MOST = np.uint32(0x7F7F7FFF)
+#: Squared lengths outside of these lose digits in float32, or overflow.
+LEAST_SQUARE, MOST_SQUARE = np.float32(1e-30), np.float32(1e30)
 #: Numbers that Python sorts about as quickly as numpy.
 SHORT = 256
 _SIGN = np.uint32(0x80000000)

@@ -28,7 +28,7 @@ from ooc.engine import pairs
 from ooc.errors import Stopped
 from ooc.search.best import worst
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
-from ooc.vectors import normalise
+from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
 __all__ = ["Found", "Sweep"]
 
@@ -41,8 +41,6 @@ _ROUNDED = 2.0**-24
 _LEFT, _WITHOUT = 1 / 16, 6
 #: Vectors must not grow when they are projected, however directions were rounded.
 _SHORT = np.float32(1 - 1e-5)
-#: Squared lengths outside of these lose digits in float32, or overflow.
-_SMALL, _LARGE = np.float32(1e-30), np.float32(1e30)
 
 
 #: Queries, rows and keys.
@@ -245,7 +243,7 @@ class Sweep:
         found = pairs(self._xq, query, x, row, self._metric)
         if squares is not None:
             of = squares[row]
-            odd = np.flatnonzero((of < _SMALL) | ~(of < _LARGE))
+            odd = np.flatnonzero((of < LEAST_SQUARE) | ~(of < MOST_SQUARE))
             found /= np.sqrt(np.where(of == 0, 1, of))
             if len(odd):
                 unit = normalise(x[row[odd]])[0]

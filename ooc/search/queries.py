@@ -7,15 +7,13 @@ import numpy as np
 from ooc.errors import ArgumentError, DataError
 from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, Metric
-from ooc.vectors import normalise
+from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
 __all__ = ["as_queries", "check_at_least"]
 
 #: Over so few values numpy keeps Python's lock. Letting go of it wakes other threads that search, which
 #: takes longer than the division.
 _PIECE = 500
-#: Squared lengths outside of these lose digits in float32, or overflow.
-_SMALL, _LARGE = 1e-30, 1e30
 
 
 def as_queries(xq: AnyArray, d: int, metric: Metric) -> FloatArray:
@@ -40,7 +38,7 @@ def as_queries(xq: AnyArray, d: int, metric: Metric) -> FloatArray:
     queries = as_float32(array.reshape(-1, d))
     if len(queries) == 1:
         square = np.einsum("ij,ij->i", queries, queries)
-        if _SMALL < square[0] < _LARGE:  # then no value is NaN or infinite
+        if LEAST_SQUARE < square[0] < MOST_SQUARE:  # then no value is NaN or infinite
             return _divided(queries, np.sqrt(square[0])) if metric == "cosine" else queries
     finite = np.isfinite(queries).all(axis=1)
     if not finite.all():

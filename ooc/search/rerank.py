@@ -19,12 +19,10 @@ from ooc.search.budget import Budget
 from ooc.search.trace import NOTHING, Trace
 from ooc.stores.base import Store, as_float32
 from ooc.types import FloatArray, IntArray, Metric
-from ooc.vectors import normalise
+from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
 __all__ = ["distances", "vectors"]
 
-#: Squared lengths outside of these lose digits in float32, or overflow.
-_SMALL, _LARGE = np.float32(1e-30), np.float32(1e30)
 
 #: Rows of a wave that was not asked for: what is lost where it is not in memory after all.
 _UNASKED = 512
@@ -101,7 +99,7 @@ def distances(
         found = pairs(xq, query[some], y, iy, metric)
         if metric == "cosine":
             squares = pairs(y, each, y, each, metric)
-            if squares.min() < _SMALL or not squares.max() < _LARGE:
+            if squares.min() < LEAST_SQUARE or not squares.max() < MOST_SQUARE:
                 y, _ = normalise(y[each])
                 found = pairs(xq, query[some], y, np.cumsum(new[some]) - 1, metric)
             else:
@@ -128,7 +126,7 @@ def _where_they_lie(
     found = pairs(xq, np.zeros(len(rows), np.int64), y, places, metric)
     if metric == "cosine":
         squares = pairs(y, places, y, places, metric)
-        if squares.min() < _SMALL or not squares.max() < _LARGE:
+        if squares.min() < LEAST_SQUARE or not squares.max() < MOST_SQUARE:
             return None
         found /= np.sqrt(squares)
     trace.add(rows=len(rows), row_bytes=len(rows) * store.row_bytes)

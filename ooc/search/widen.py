@@ -25,7 +25,7 @@ import numpy as np
 
 from ooc.search.filters import Booleans, Filter
 from ooc.types import FloatArray, IntArray
-from ooc.vectors import pick
+from ooc.vectors import distinct, pick
 
 __all__ = ["AllowedInLists", "compares_all", "widened"]
 
@@ -63,7 +63,7 @@ class AllowedInLists:
 
     def of(self, list_nos: IntArray) -> IntArray:
         """Allowed entries of lists, of the shape of ``list_nos``; 0 where a number is -1."""
-        new = np.unique(list_nos[list_nos >= 0])
+        new = distinct(list_nos, len(self.sizes))
         new = new[self._counts[new] < 0]
         if len(new):
             inside = self._filter.contains(self._ids(new))

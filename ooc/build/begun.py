@@ -58,7 +58,8 @@ _SCRATCH_NAME = re.compile(r".+-[0-9a-f]{12}", re.S)
 class Begun:
     """A build that is not published yet: its plan as it was recorded, and its paths.
 
-    ``after`` is the generation that was live when it began, of rows that come to an index.
+    ``after`` is the highest number that a generation had when it began, of rows that come to an index: what
+    it publishes has a higher one, and none that was gone back from is taken for it.
     """
 
     plan: Plan

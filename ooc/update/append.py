@@ -35,7 +35,7 @@ from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, KeysLike, OnBa
 from ooc.units import DEFAULT_MEMORY
 from ooc.update.changing import changing
 from ooc.update.named import by_id, by_key, see_keyed, see_new, see_one_of
-from ooc.update.publish import Live, Next
+from ooc.update.publish import Live, Next, next_number
 
 __all__ = ["append", "upsert"]
 
@@ -202,7 +202,7 @@ class _Run(Work):
             see_new(before, before.keys, open_keys(options.keys))
         self._see_unfinished(plan)
         check_disk(layout.root, needed=plan.peak_disk_bytes)
-        there = begin(layout, plan, None, after=before.generation.number)
+        there = begin(layout, plan, None, after=next_number(layout) - 1)
         try:
             with self.at_work(plan, there.build.status):
                 made = Next(before)

@@ -85,6 +85,9 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
         others = [number for number in there if number != current]
         kept = {current, *others[len(others) - keep :]} if keep else {current}
         kept |= {number for number in others if is_held(layout.generation(number))}
+        if layout.builds.exists():  # before numbers of generations go that its plan speaks of
+            with contextlib.suppress(OSError):
+                forget(layout)
         _remove(layout, [number for number in there if number not in kept], kept)
         return {
             "index": str(layout.root),
@@ -133,6 +136,3 @@ def _remove(layout: Layout, gone: list[int], kept: set[int]) -> None:
             remove_tree(directory)
     remove_files(layout.root.glob(".*.partial"))
     remove_tree(layout.retraining)
-    if layout.builds.exists():
-        with contextlib.suppress(OSError):
-            forget(layout)

@@ -235,6 +235,23 @@ def test_what_was_published_and_not_cleared_up_is_in_no_ones_way(
     assert numbers(published_and_killed)[:2] == [1, 2]
 
 
+@pytest.mark.parametrize("verb", ["append", "upsert"])
+def test_what_was_gone_back_from_is_not_taken_for_a_change_that_was_killed(
+    index: Path, base: Path, rows: FloatArray, verb: str
+) -> None:
+    more = f"np.load({str(base.with_name('more.npy'))!r})"
+    given = "" if verb == "append" else "np.arange(400), "
+    change = f"ooc.{verb}({str(index)!r}, {given}{more})"
+    exec(change, {"ooc": ooc, "np": np})
+    answers = found(index, rows)
+    ooc.rollback(index, 1)
+    killed(change, at=("replace", 1, "segment.json"))
+    assert numbers(index) == [1, 2]
+    exec(change, {"ooc": ooc, "np": np})
+    assert numbers(index) == [1, 2, 3]
+    np.testing.assert_array_equal(found(index, rows), answers)
+
+
 def test_building_again_leaves_an_interrupted_change_alone(index: Path, base: Path, rows: FloatArray) -> None:
     more = base.with_name("more.npy")
     killed(f"ooc.append({str(index)!r}, {str(more)!r})", at=("replace", 1, "segment.json"))

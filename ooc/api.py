@@ -557,6 +557,7 @@ def compact(
     *,
     auto: bool = False,
     retrain: bool = False,
+    store: StoreLike | Mapping[str, StoreLike] | None = None,
     memory: int | str = DEFAULT_MEMORY,
     threads: int | None = None,
     progress: bool = False,
@@ -578,6 +579,8 @@ def compact(
     retrain : bool
         Train anew; with ``auto`` only where the rows that came since no longer fit (see ``info()``: recall
         that is stale). Interrupted, the same call goes on, unless the index was changed meanwhile.
+    store : path, array, store or mapping, optional
+        With ``retrain``: where the vectors are now, if they were moved; as for ``open_index``.
     memory, threads
         As for ``build``; with ``retrain``.
     progress, observer, stop
@@ -593,6 +596,10 @@ def compact(
     ------
     IndexDirError, ConflictError, ResourceError, Stopped
         As ``append``.
+    ArgumentError
+        ``store`` names one that was not indexed, or is given without ``retrain``.
+    StoreError
+        With ``retrain``: a store is gone.
     """
     from ooc.cli.progress import observer_for
     from ooc.events import broadcast
@@ -603,6 +610,7 @@ def compact(
             index,
             auto=auto,
             retrain=retrain,
+            store=store,
             memory=memory,
             threads=threads,
             observer=broadcast([display, observer]),

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -68,7 +68,7 @@ class Status:
     Attributes
     ----------
     operation : str
-        ``"build"``.
+        ``"build"``, ``"compact"`` or ``"compact --retrain"``.
     state : str
         ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"`` or ``"interrupted"``.
     pid : int
@@ -193,7 +193,7 @@ class StatusWriter:
 
 
 def read_status(index: Path) -> Status | None:
-    """The status of the build that runs, or was interrupted, in an index directory.
+    """The status of the build or compaction that runs, or was interrupted, in an index directory.
 
     Where several processes fill shards, each has a file of its own. Of several one that runs, the
     one that started them before those, else the one that was updated last; None where there is none:
@@ -202,6 +202,12 @@ def read_status(index: Path) -> Status | None:
     found = [
         (status.state == "running", status.state == "running" and path.name == STATUS_NAME, status)
         for path in index.glob("build/*/status*.json")
+        if (status := _read(path)) is not None
+    ]
+    # What is trained anew is built as an index of its own, within this one.
+    found += [
+        (status.state == "running", path.name == STATUS_NAME, replace(status, operation="compact --retrain"))
+        for path in index.glob("retrain/*/index/build/*/status*.json")
         if (status := _read(path)) is not None
     ]
     return max(found, key=lambda one: (*one[:2], one[2].updated), default=(False, False, None))[2]

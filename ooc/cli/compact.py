@@ -25,6 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="build all live rows anew under a template trained with them; with --auto only where those that "
         "came since fit the present one no longer",
     )
+    parser.add_argument(
+        "--store",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("OLD", "NEW"),
+        help="with --retrain: where a store is now that was moved; OLD is what `ooc info` calls it; "
+        "can be given several times",
+    )
     add_memory(parser, "with --retrain: budget of private memory of the whole process, as in 512MiB")
     add_threads(parser, "with --retrain: threads to use")
     add_json(parser)
@@ -39,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             args.index,
             auto=args.auto,
             retrain=args.retrain,
+            store=dict(args.store) or None,
             memory=args.memory,
             threads=args.threads,
             observer=shown,

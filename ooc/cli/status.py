@@ -1,4 +1,4 @@
-"""Show how far a build is that runs in another terminal, or was interrupted."""
+"""Show how far a build or a compaction is that runs in another terminal, or was interrupted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ooc.units import format_seconds
 if TYPE_CHECKING:
     from ooc.build.status import Status
 
-HELP = "how far a running or interrupted build is"
+HELP = "how far a running or interrupted build or compaction is"
 
 _LOOK_SECONDS = 1.0
 _LOG_SECONDS = 10.0
@@ -167,5 +167,6 @@ def _notes(status: Status) -> list[NoteLine]:
     if status.state == "running" and silent > _SILENT_SECONDS:
         notes.append(NoteLine(message=f"has said nothing for {format_seconds(silent)}", level="warning"))
     if status.state in ("interrupted", "stopped", "failed"):
-        notes.append(NoteLine(message="Run the same `ooc build` again: it goes on from what is finished."))
+        verb = status.operation if status.operation.startswith("compact") else "build"
+        notes.append(NoteLine(message=f"Run the same `ooc {verb}` again: it goes on from what is finished."))
     return notes

@@ -19,7 +19,7 @@ from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.layout import Layout
 
-__all__ = ["MOST_ROWS", "Entry", "Generation", "Origin", "Part"]
+__all__ = ["MOST_ROWS", "OWN_TEMPLATE", "Entry", "Generation", "Origin", "Part"]
 
 #: An index numbers fewer rows: what is kept of each of them in memory, a bit where rows are dead, is bounded.
 MOST_ROWS = 1 << 33
@@ -28,6 +28,12 @@ _MOST_ID = (1 << 63) - 1
 
 _DEAD_FILE = re.compile(r"[0-9]{1,18}\.dead")
 _SEGMENT = re.compile(r"[0-9A-Za-z]{1,64}")
+
+#: The feature of a generation that was trained anew: its lists mean nothing under the first template.
+OWN_TEMPLATE = "own-template"
+
+#: What of generations this version can read; one that asks for more is refused, not misread.
+_KNOWN_FEATURES = frozenset({OWN_TEMPLATE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,9 +225,18 @@ class Generation:
         Raises
         ------
         IndexDirError
-            Its record is missing or damaged.
+            Its record is missing or damaged, or has features that this version does not know.
         """
         record = read_json(layout.generation(number), what=f"generation {number}")
+        features = record.get("features")
+        unknown = set(map(str, features)) - _KNOWN_FEATURES if isinstance(features, list) else set()
+        if unknown:
+            raise IndexDirError(
+                f"{layout.generation(number)} was written with features {', '.join(sorted(unknown))}, "
+                "which this version does not know",
+                kind="index-newer",
+                hint="Install a newer ooc.",
+            )
         try:
             return cls.from_record(number, record)
         except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:

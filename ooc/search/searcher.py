@@ -166,6 +166,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
+        where: str | None = None,
+        parameters: Parameters | None = None,
     ) -> tuple[int, int]:
         """``(nprobe, rerank)`` that ``search`` takes for these arguments.
 
@@ -177,6 +179,7 @@ class Index:
             As ``search``.
         """
         view = self._view(look=False)
+        filter = self._restricted(view, filter, where, parameters)  # noqa: A001
         filtered = view.allowed(filter) is not None
         chosen = view.choice.settings(k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=filtered)
         return chosen.nprobe, chosen.rerank
@@ -368,6 +371,8 @@ class Index:
         nprobe: int | None = None,
         rerank: int | None = None,
         filter: object | None = None,  # noqa: A002 - the field's word
+        where: str | None = None,
+        parameters: Parameters | None = None,
         stop: threading.Event | None = None,
     ) -> Explanation:
         """Search, and tell what that took: lists, entries, bytes and reads, candidates, time by stage.
@@ -377,7 +382,9 @@ class Index:
         """
         trace = Trace(stop)
         began = time.perf_counter()
-        found, _, wanted = self._search(self._view(), xq, k, recall, nprobe, rerank, filter, trace)
+        view = self._view()
+        filter = self._restricted(view, filter, where, parameters)  # noqa: A001
+        found, _, wanted = self._search(view, xq, k, recall, nprobe, rerank, filter, trace)
         total = time.perf_counter() - began
         return Explanation(
             queries=len(found),

@@ -16,17 +16,18 @@ import numpy as np
 
 from ooc.build.merge import write_record
 from ooc.build.sizes import COPY_BYTES
+from ooc.build.status import STATUS_NAME, StatusWriter
 from ooc.durable import DurableFile, make_directory, remove_tree
 from ooc.engine import Codec
-from ooc.errors import ResourceError, Stopped
-from ooc.events import Finished, Note, Observer, Stage, Started, ignore, stage
+from ooc.errors import ArgumentError, ResourceError, Stopped
+from ooc.events import Finished, Note, Observer, Stage, Started, broadcast, ignore, stage
 from ooc.index.drift import stale
 from ooc.index.generation import Entry
 from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.lists import ID_BYTES, evenness, interleave
 from ooc.index.live_lists import LiveLists
 from ooc.index.segment import Segments, read_record
-from ooc.types import PathOrStr
+from ooc.types import PathOrStr, StoreLike
 from ooc.units import DEFAULT_MEMORY
 from ooc.update.changing import changing
 from ooc.update.publish import Live, Next
@@ -44,6 +45,7 @@ def compact(
     *,
     auto: bool = False,
     retrain: bool = False,
+    store: StoreLike | Mapping[str, StoreLike] | None = None,
     memory: int | str = DEFAULT_MEMORY,
     threads: int | None = None,
     observer: Observer | None = None,
@@ -51,23 +53,34 @@ def compact(
 ) -> dict[str, Any]:
     """Merge all segments into one without the dead rows; see ``ooc.compact``."""
     layout, tell = Layout.of(index), observer or ignore
+    if store is not None and not retrain:
+        raise ArgumentError(
+            "no store is read where lists are merged as they are",
+            kind="store",
+            hint="Say where stores are with retrain=True, `ooc compact --retrain`.",
+        )
     with changing(layout) as before:
         generation = before.generation
         if retrain and (not auto or _outgrown(before)):
             began = time.monotonic()
-            record = retrained(before, memory=memory, threads=threads, observer=observer, stop=stop)
+            record = retrained(
+                before, memory=memory, threads=threads, store=store, observer=observer, stop=stop
+            )
             return _figures(before, record, seconds=time.monotonic() - began, trained=True)
         if not due(before, auto=auto):
             message = "there is nothing to compact" + (" yet" if auto else "")
             tell(Note(message=message, kind="nothing-to-compact"))
             return _figures(before, generation.record, seconds=0.0)
         began = time.monotonic()
-        tell(Started(operation="compact", stages={"merge": 0.9, "publish": 0.1}))
         made = Next(before)
         place = SegmentLayout(layout.builds / f"compact-{made.number}")
         remove_tree(place.root)
         make_directory(place.root)
+        status = layout.builds / "compacting" / STATUS_NAME  # not in the segment, which is moved
+        make_directory(status.parent)
+        tell = broadcast([observer, StatusWriter(status)])
         try:
+            tell(Started(operation="compact", stages={"merge": 0.9, "publish": 0.1}))
             with stage(tell, "merge", _bytes(before), unit="bytes") as at:
                 rows = _merge(before, place, at, stop)
             with stage(tell, "publish", 1) as at:
@@ -78,7 +91,9 @@ def compact(
                 at.tell(1)
         except BaseException:
             remove_tree(place.root)
+            remove_tree(status.parent)
             raise
+        remove_tree(status.parent)
         if not any(layout.builds.iterdir()):
             remove_tree(layout.builds)
         seconds = time.monotonic() - began

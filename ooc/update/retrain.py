@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ooc.errors import DataError, Stopped
 from ooc.events import Observer
 from ooc.index.dead import Dead
 from ooc.index.drift import calibrated
-from ooc.index.generation import Entry
+from ooc.index.generation import OWN_TEMPLATE, Entry
 from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.lists import ID_BYTES, interleave
 from ooc.index.live_lists import LiveLists
@@ -36,7 +37,7 @@ from ooc.index.segment import Segments
 from ooc.search.source import Source
 from ooc.stores import Store
 from ooc.stores.picked import PickedStore, RangeStore
-from ooc.types import IntArray
+from ooc.types import IntArray, StoreLike
 from ooc.update.publish import Live, Next
 
 __all__ = ["retrain"]
@@ -50,18 +51,22 @@ def retrain(
     *,
     memory: int | str,
     threads: int | None,
+    store: StoreLike | Mapping[str, StoreLike] | None = None,
     observer: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Build the live rows under a new template and publish them; the record of the generation.
 
-    The caller holds the lock of the publisher. Interrupted, the same call goes on where it ended, unless the
+    The caller holds the lock of the publisher. ``store`` says where stores are that were moved, as for
+    ``ooc.search.source.Source``. Interrupted, the same call goes on where it ended, unless the
     index was changed meanwhile.
 
     Raises
     ------
     StoreError, ConflictError
         A store is gone, or holds other rows: all rows are read.
+    ArgumentError
+        ``store`` names one that was not indexed.
     DataError
         No row is live.
     """
@@ -74,7 +79,7 @@ def retrain(
     make_directory(place)
     inner = Layout(place / "index")
     numbers = _live_rows(before, place / "rows.npy") if before.dead.count else None
-    with contextlib.closing(Source(layout, generation, before.header.d, None)) as source:
+    with contextlib.closing(Source(layout, generation, before.header.d, store)) as source:
         options = Options(
             memory=memory,
             threads=threads,
@@ -136,6 +141,7 @@ def _publish(
     end = before.generation.row_end
     made.add_segment(place, Entry(name=made.segment_name, rows=rows, first_row=0, stop_row=end))
     made.set(
+        features=[OWN_TEMPLATE],
         template=target.template_name,
         factory=built["plan"]["factory"],
         order=order,

@@ -64,6 +64,14 @@ def test_a_feature_that_this_version_does_not_know(index: Path) -> None:
     assert kind_of(index) == "index-newer"
 
 
+def test_a_generation_with_a_feature_that_this_version_does_not_know(index: Path) -> None:
+    edit(index / "generations/1.json", lambda r: r.update(features=["own-template", "time-travel"]))
+    assert kind_of(index) == "index-newer"
+    for change in (lambda: ooc.delete(index, [0]), lambda: ooc.compact(index), lambda: ooc.gc(index)):
+        with pytest.raises(ooc.IndexDirError, match="features time-travel,"):
+            change()
+
+
 def test_a_build_over_a_newer_index_is_refused(npy: Path, index: Path) -> None:
     edit(index / "ooc.json", lambda r: r.update(format_version=2))
     before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}

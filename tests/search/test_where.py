@@ -108,6 +108,11 @@ def test_what_a_condition_allows(
 def test_with_a_filter_both_must_allow(index: Path, tmp_path: Path, x: FloatArray) -> None:
     meta = write(tmp_path / "meta.parquet", table(N))
     with ooc.open_index(index, metadata=meta) as opened:
+        few = {"where": "year = ?", "parameters": [2003]}  # 75 of 3000
+        assert opened.explain(x[:5], 10, **few).candidates != opened.explain(x[:5], 10).candidates
+        same = opened.explain(x[:5], 10, filter=opened.filter(**few))
+        assert opened.explain(x[:5], 10, **few).candidates == same.candidates
+        assert opened.settings(10, recall=0.9, **few) == opened.settings(10, recall=0.9, filter=np.arange(75))
         for allowed in (range(1000), np.arange(0, N, 2), NUMBER % 4 < 3, [3, 6, 7]):
             ids = opened.filter(allowed, where="lang = 'en'").ids()
             np.testing.assert_array_equal(ids, [one for one in opened.filter(allowed).ids() if one % 3 == 0])

@@ -57,6 +57,13 @@ class Model:
                 self.id_end += 1
             self.vectors[one], self.keys[one] = vector, key
 
+    def same_as(self, other: Model) -> None:
+        """See that it is the same rows under the same ids and keys."""
+        assert (self.keys, self.id_end) == (other.keys, other.id_end)
+        np.testing.assert_array_equal(self.ids, other.ids)
+        for one, vector in self.vectors.items():
+            np.testing.assert_array_equal(vector, other.vectors[one])
+
     @property
     def ids(self) -> IntArray:
         return np.array(sorted(self.vectors), np.int64)

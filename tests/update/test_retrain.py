@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 import ooc
+from ooc.build.status import read_status
+from ooc.cli.main import main
 from ooc.engine import sketch
 from ooc.events import Event, StageFinished
+from ooc.index.layout import Layout
 from ooc.types import FloatArray
 from ooc.update import retrain
 from tests.helpers import embeddings, tree
@@ -214,3 +218,65 @@ def test_stopped_it_says_so(tmp_path: Path, rows: FloatArray) -> None:
     stop.set()
     with pytest.raises(ooc.Stopped):
         ooc.compact(tmp_path / "i.ooc", retrain=True, stop=stop)
+
+
+def test_a_generation_that_was_trained_anew_says_that_a_reader_must_know_of_its_template(
+    tmp_path: Path, rows: FloatArray
+) -> None:
+    path = tmp_path / "i.ooc"
+    ooc.build(rows[:600], path, factory="IVF8,SQ8", copy_vectors="always")
+    for change, said in (
+        (lambda: ooc.delete(path, [3]), None),
+        (lambda: ooc.compact(path, retrain=True), ["own-template"]),
+        (lambda: ooc.delete(path, [5]), ["own-template"]),
+        (lambda: ooc.rollback(path, 2), None),
+        (lambda: ooc.delete(path, [7]), None),
+    ):
+        change()
+        live = Layout.of(path).published()
+        assert json.loads((path / f"generations/{live}.json").read_text()).get("features") == said
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_others_see_how_far_it_is(tmp_path: Path, rows: FloatArray, anew: bool) -> None:
+    path, seen = tmp_path / "i.ooc", []
+    ooc.build(rows[:600], path, factory="IVF8,SQ8", copy_vectors="always")
+    ooc.append(path, rows[600:700])
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StageFinished):
+            seen.append(read_status(path))
+
+    ooc.compact(path, retrain=anew, observer=observe)
+    told = [one for one in seen if one is not None]
+    assert {one.operation for one in told} == {"compact --retrain" if anew else "compact"}
+    assert {one.state for one in told} == {"running"}
+    assert "merge" in {stage.name for one in told for stage in one.stages}
+    assert read_status(path) is None
+    assert not (path / "build").exists()
+
+
+def test_stores_that_were_moved_are_named(tmp_path: Path, rows: FloatArray) -> None:
+    path, model = tmp_path / "i.ooc", Model(rows[:700], "l2")
+    for name, some in (("base", rows[:600]), ("more", rows[600:700])):
+        np.save(tmp_path / f"{name}.npy", some)
+    ooc.build(tmp_path / "base.npy", path, factory="IVF8,SQ8", copy_vectors="never")
+    ooc.append(path, tmp_path / "more.npy")
+    moved = {}
+    for name in ("base", "more"):
+        moved[str(tmp_path / f"{name}.npy")] = str(tmp_path / f"{name}-moved.npy")
+        (tmp_path / f"{name}.npy").rename(tmp_path / f"{name}-moved.npy")
+    with pytest.raises(ooc.StoreError):
+        ooc.compact(path, retrain=True)
+    with pytest.raises(ooc.ArgumentError, match=r"elsewhere\.npy"):
+        ooc.compact(path, retrain=True, store={"elsewhere.npy": moved[str(tmp_path / "base.npy")]})
+    with pytest.raises(ooc.ArgumentError, match="no store is read"):
+        ooc.compact(path, store=moved)
+    for name in moved:  # one of them is not enough
+        with pytest.raises(ooc.StoreError):
+            ooc.compact(path, retrain=True, store={name: moved[name]})
+    named = [word for pair in moved.items() for word in ("--store", *pair)]
+    assert main(["compact", str(path), "--retrain", *named]) == 0
+    assert ooc.generations(path)[-1]["operation"] == "retrain"
+    with ooc.open_index(path, store=moved) as index:
+        model.check(index, rows[::97] + np.float32(0.01))

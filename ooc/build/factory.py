@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ooc.engine import code_bytes
+from ooc.engine import code_bytes, require_rows
 from ooc.errors import PlanError
 from ooc.types import Metric
 
@@ -98,7 +98,7 @@ def parse_factory(text: str, *, n: int, d: int, metric: Metric, nlist: int | Non
     ------
     PlanError
         When the string is not understood, cannot live on disk, does not fit ``d``, or wants more
-        lists than there are rows.
+        rows than there are.
     """
     parts = [part.strip() for part in re.split(r",(?![^(]*\))", text)]
     transforms, coarse, codes = _sort(parts, text)
@@ -122,6 +122,7 @@ def parse_factory(text: str, *, n: int, d: int, metric: Metric, nlist: int | Non
     graph = "_HNSW32" if match[2] == "_HNSW" else match[2] or ""
     full = ",".join([*transforms, f"IVF{nlist}{graph}", *codes])
     code_size, d_code = code_bytes(full, d, metric)
+    require_rows(full, d, metric, n)
     return Factory(text=full, nlist=nlist, code_size=code_size, d_code=d_code)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from ooc.types import PathOrStr
 if TYPE_CHECKING:
     from ooc.build.plan import Options, Plan
 
-__all__ = ["Reusable", "copy_files", "copy_template", "reusable"]
+__all__ = ["Reusable", "copy_files", "copy_template", "reusable", "see_template_record"]
 
 _COPY_BYTES = 1 << 20
 _LISTS = re.compile(r"IVF\d+(_HNSW\d+)?")
@@ -61,7 +62,7 @@ def reusable(template: PathOrStr, options: Options, *, d: int) -> Reusable:
             kind="template-differs",
             hint="Name an index of the same kind of vectors, or train a template.",
         )
-    factory = str(record["factory"])
+    factory = record["factory"]
     if options.factory is not None:
         asked = parse_factory(options.factory, n=1 << 40, d=d, metric=options.metric).text
         # Lists that are left out are the template's.
@@ -76,8 +77,8 @@ def reusable(template: PathOrStr, options: Options, *, d: int) -> Reusable:
             )
     return Reusable(
         factory=factory,
-        seed=int(record["seed"]),
-        sample_rows=int(record["sample_rows"]),
+        seed=record["seed"],
+        sample_rows=record["sample_rows"],
         digest=_digest(record),
     )
 
@@ -128,7 +129,27 @@ def _record(layout: Layout) -> dict[str, Any]:
             kind="not-trained",
             hint="Name an index that was built, or one that `ooc train` made.",
         )
-    return read_json(layout.train_record, what="the template's record")
+    record = read_json(layout.train_record, what="the template's record")
+    see_template_record(layout.train_record, record)
+    return record
+
+
+def see_template_record(path: Path, record: Mapping[str, Any]) -> None:
+    """See that the record of a template has what is read of it.
+
+    Raises
+    ------
+    IndexDirError
+        Something is missing, or of another type.
+    """
+    kinds = {"factory": str, "seed": int, "sample_rows": int, "checksums": dict}
+    wrong = [name for name, kind in kinds.items() if type(record.get(name)) is not kind]
+    if wrong:
+        raise IndexDirError(
+            f"{path} is damaged: its {wrong[0]} is {record.get(wrong[0])!r}"[:500],
+            kind="index-damaged",
+            hint="`ooc verify --repair` makes it anew; or name another index, or train a template.",
+        )
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ooc.build.sample import Sample, npy_header
 from ooc.build.sizes import code_training_rows
 from ooc.build.workers import Pool
 from ooc.durable import DurableFile, make_directory, read_json, write_sealed
-from ooc.engine import Codec, interruptible
+from ooc.engine import Codec, interruptible, require_rows
 from ooc.errors import Stopped
 from ooc.events import Observer, ignore, stage
 from ooc.index.arrays import read_array
@@ -121,6 +121,7 @@ def train(
         When set, ``Stopped`` is raised.
     """
     total = rows_looked_at(plan.sample_rows, plan.nlist)
+    require_rows(plan.factory, plan.d, plan.metric, rows.n)  # of those that were planned some may be bad
     with stage(observer, "train", total, row_bytes=4 * plan.d) as at:
         some = draw(rows.n, code_training_rows(rows.n, plan.d), plan.seed)
         codec = Codec.create(plan.factory, plan.d, plan.metric, plan.seed)

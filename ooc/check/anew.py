@@ -23,7 +23,7 @@ from ooc.build.begun import begin, begun, forget
 from ooc.build.copies import Copies
 from ooc.build.fill import fill
 from ooc.build.merge import merge, write_record
-from ooc.build.plan import Options, check_disk, plan_store
+from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.train import published_template
 from ooc.check.codes import moved_stores
 from ooc.check.contents import dead_entries
@@ -115,8 +115,7 @@ class Anew:
         for one in keys:
             self._rekey(one, next(names))
         if not {layout.template_file, layout.centroids_file, layout.train_record} & damaged:
-            for one in lists:
-                self._encode(one, next(names))
+            self._encode_all([(one, next(names)) for one in lists])
         if sketch and layout.spread_file not in damaged:
             self._sketch(made)
         if not self._done:
@@ -239,9 +238,39 @@ class Anew:
             copies.close()
         return checksums
 
+    def _encode_all(self, lists: list[tuple[Checked, str]]) -> None:
+        """The lists of segments, under new names; first those at which a killed run had come."""
+        there, before = begun(self._layout), len(self._done)
+        if there is not None:
+            lists = sorted(lists, key=lambda one: self._digest(one[0]) != there.plan.digest)
+        for one, name in lists:
+            self._encode(one, name)
+        # What is told, and recorded, is the same in whichever order they were made.
+        self._done[before:] = sorted(self._done[before:])
+
+    def _digest(self, one: Checked) -> str | None:
+        """That of the plan of new lists; None where there can be none."""
+        with contextlib.suppress(StoreError, ConflictError), contextlib.ExitStack() as opened:
+            if one.uses.entry is not None:
+                rows = opened.enter_context(contextlib.closing(self._vectors(one.uses.entry)))
+                return self._plan(rows).digest
+        return None
+
+    def _plan(self, rows: Store) -> Plan:
+        options = Options(
+            memory=self._memory,
+            threads=self._threads,
+            metric=self._header.metric,
+            copy_vectors="never",
+            spill="on" if self._header.lists_per_row > 1 else "off",
+            on_bad="skip" if self._generation.record.get("skipped_rows") else "stop",
+            template=self._layout.root,
+        )
+        return dataclasses.replace(plan_store(rows, options), witnesses=0)
+
     def _encode(self, one: Checked, name: str) -> None:
         """The lists of a segment, from the vectors of its rows."""
-        entry, layout, header = one.uses.entry, self._layout, self._header
+        entry, layout = one.uses.entry, self._layout
         if entry is None:
             return
         try:
@@ -250,17 +279,8 @@ class Anew:
             self._not_made(layout.segment(entry.name).lists, error)
             return
         with contextlib.closing(vectors) as rows:
-            options = Options(
-                memory=self._memory,
-                threads=self._threads,
-                metric=header.metric,
-                copy_vectors="never",
-                spill="on" if header.lists_per_row > 1 else "off",
-                on_bad="skip" if self._generation.record.get("skipped_rows") else "stop",
-                template=layout.root,
-            )
             try:
-                plan = dataclasses.replace(plan_store(rows, options), witnesses=0)
+                plan = self._plan(rows)
             except (StoreError, ConflictError) as error:
                 self._not_made(layout.segment(entry.name).lists, error)
                 return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ooc.build.reuse import see_template_record
 from ooc.check.findings import ANEW, MENDED, Findings
 from ooc.durable import CHECK_BYTES, block_checksums, check_seal, read_json
 from ooc.engine import Skeleton, see_sketch, sketched, template_skeleton
@@ -95,6 +96,7 @@ def see_template(layout: Layout, header: Header | None, findings: Findings) -> T
     record: dict[str, Any] = {}
     with findings.of(layout.train_record, "record", MENDED):
         record = read_json(layout.train_record, what="the template's record")
+        see_template_record(layout.train_record, record)
         _sealed(layout.train_record, findings)
     skeleton: Skeleton | None = None
     with findings.of(layout.template_file, "structure", MENDED):

@@ -21,6 +21,7 @@ from ooc.engine.codec import (
     Codec,
     check_platform,
     code_bytes,
+    require_rows,
     version,
 )
 from ooc.engine.distances import pairs
@@ -58,6 +59,7 @@ __all__ = [
     "one_thread",
     "pairs",
     "read_foreign",
+    "require_rows",
     "see_sketch",
     "sketch_bytes",
     "sketched",

@@ -28,6 +28,7 @@ __all__ = [
     "check_platform",
     "code_bytes",
     "read_index",
+    "require_rows",
     "vectors",
     "version",
     "write_index",
@@ -118,6 +119,34 @@ def code_bytes(factory: str, d: int, metric: Metric) -> tuple[int, int]:
             hint="Use one of Flat, SQ8, SQfp16, SQ4, PQ64, RaBitQ, RaBitQ2, EDEN2 as code.",
         )
     return int(ivf.code_size), int(ivf.d)
+
+
+def require_rows(factory: str, d: int, metric: Metric, n: int) -> None:
+    """See that ``n`` rows are enough to train an ``IVF`` factory string by.
+
+    Raises
+    ------
+    PlanError
+        There are fewer than a codebook has entries, or a projection dimensions.
+    """
+    index = _make(factory, d, metric)
+    needs = {"a projection": 1, "a codebook": 1}
+    for step in _chain(index):
+        kind = type(step).__name__
+        if kind == "OPQMatrix":
+            needs["a codebook"] = 256
+        elif kind in ("PCAMatrix", "ITQTransform"):
+            needs["a projection"] = max(needs["a projection"], int(step.d_out))
+    ivf = faiss.downcast_index(faiss.try_extract_index_ivf(index))
+    if hasattr(ivf, "pq"):
+        needs["a codebook"] = max(needs["a codebook"], int(ivf.pq.ksub))
+    what, least = max(needs.items(), key=lambda need: need[1])
+    if n < least:
+        raise PlanError(
+            f"{n} rows are too few for {factory}: {what} of it is trained by {least} at least",
+            kind="too-few-rows",
+            hint="Use a code that needs no training by rows, as RaBitQ or Flat.",
+        )
 
 
 def vectors(x: FloatArray, d: int) -> FloatArray:

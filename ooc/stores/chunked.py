@@ -7,7 +7,7 @@ from abc import abstractmethod
 
 import numpy as np
 
-from ooc.errors import StoreError
+from ooc.errors import ResourceError, StoreError
 from ooc.stores.base import Store, check_dtype, check_rows
 from ooc.types import AnyArray, IntArray
 
@@ -65,6 +65,7 @@ class ChunkedStore(Store):
         for i in range(first, last):
             out[starts[i] : starts[i + 1]] = self._decode(i)
 
+    @ResourceError.if_refused("reading rows of a store")
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows ``start`` to ``stop``: a read-only view of one decoded chunk, or an array of its own."""
         self._check_span(start, stop)
@@ -91,6 +92,7 @@ class ChunkedStore(Store):
             out[begin - start :] = self._chunk(whole, keep=True)[: stop - begin]
         return out
 
+    @ResourceError.if_refused("reading rows of a store")
     def take(self, rows: IntArray) -> AnyArray:
         """The rows with the given numbers, in the order asked for; each chunk is decoded once."""
         rows = check_rows(rows, self.n)

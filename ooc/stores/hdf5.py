@@ -14,12 +14,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ooc.errors import MissingExtraError, ResourceError, StoreError
+from ooc.errors import MissingExtraError, OocError, ResourceError, StoreError
 from ooc.mapping import drop_file
 from ooc.stores.base import Store, check_chunks, check_dtype, check_shape, even_starts
 from ooc.stores.choose import Arrays, choose_array, refuse_missing
 from ooc.stores.chunked import ChunkedStore
 from ooc.stores.hdf5_journal import open_for_reading
+from ooc.stores.hdf5_links import refuse_leading_outside
 from ooc.stores.mapped import MappedStore, Tiles, one_tile
 from ooc.types import AnyArray, IntArray
 from ooc.units import MIB
@@ -79,7 +80,7 @@ class Hdf5Store(ChunkedStore):
     def _read_into(self, start: int, stop: int, out: AnyArray) -> None:
         try:
             self._dataset.read_direct(out, np.s_[start:stop])
-        except OSError as error:
+        except Exception as error:  # of a damaged file h5py raises what it likes
             ResourceError.raise_if_lacking(error, f"reading {self.uri}")
             raise ResourceError(
                 f"{self.uri}: rows {start} to {stop} cannot be read: {error}",
@@ -121,14 +122,23 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Store:
             hint="It may be cut off, damaged, or open for writing in another process.",
         ) from error
     try:
-        name = choose_array(str(path), dataset, lambda: _datasets(file), what="dataset")
+        name = choose_array(str(path), dataset, lambda: _datasets(path, file), what="dataset")
+        refuse_leading_outside(path, file, name)
         found = file.get(name)
         if not isinstance(found, h5py.Dataset):
-            refuse_missing(str(path), name, _datasets(file), what="dataset")
+            refuse_missing(str(path), name, _datasets(path, file), what="dataset")
         store = _open_dataset(path, file, found)
-    except BaseException:
+    except BaseException as error:
         file.close()
-        raise
+        if isinstance(error, OocError | ImportError) or not isinstance(error, Exception):
+            raise
+        # Of a damaged file h5py raises what it likes.
+        ResourceError.raise_if_lacking(error, f"opening {path}")
+        raise StoreError(
+            f"{path} cannot be read as HDF5: {type(error).__name__}: {error}",
+            kind="store-format",
+            hint="It may be damaged, or cut off.",
+        ) from error
     if store.mapped:
         file.close()
     return store
@@ -235,11 +245,13 @@ def _need_filters(dataset: h5py.Dataset, uri: str) -> None:
             )
 
 
-def _datasets(file: h5py.File) -> Arrays:
+def _datasets(path: Path, file: h5py.File) -> Arrays:
     found: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def note(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset):
+            if item.is_virtual:  # its shape may be asked of other files
+                refuse_leading_outside(path, file, name)
             found[f"/{name}"] = (item.shape or (), item.dtype.name)
 
     file.visititems(note)

@@ -11,6 +11,7 @@ A reader that finds a journal reads the file as if it were applied; the next wri
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import h5py
 
 from ooc import disk
 from ooc.durable import journal_name, remove_file, write_bytes
+from ooc.errors import StoreError
 from ooc.mapping import drop_cached
 
 __all__ = ["JournaledFile", "apply_journal", "open_for_reading"]
@@ -153,18 +155,14 @@ def _pending(path: Path) -> list[_Patch]:
     since has others, and its journal is of no concern.
     """
     try:
+        if not stat.S_ISREG(journal_name(path).lstat().st_mode):
+            return []  # a link or a pipe is not what a commit writes
         data = disk.read_bytes(journal_name(path))
     except FileNotFoundError:
         return []  # and nothing else: a journal that cannot be read now is needed all the more
     if not data.startswith(_MAGIC):
         return []
-    patches: list[_Patch] = []
-    at = len(_MAGIC)
-    while at < len(data):
-        offset, length = struct.unpack_from("<QQ", data, at)
-        at += 16
-        patches.append((offset, data[at : at + length], data[at + length : at + 2 * length]))
-        at += 2 * length
+    patches = _decode(data, journal_name(path))
     allowed: dict[int, set[int]] = {}
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -182,6 +180,23 @@ def _pending(path: Path) -> list[_Patch]:
         known = {new[place - o] for o, _, new in patches if o <= place < o + len(new)}
         if not bytes_ <= known:
             return []
+    return patches
+
+
+def _decode(data: bytes, journal: Path) -> list[_Patch]:
+    patches: list[_Patch] = []
+    at = len(_MAGIC)
+    while at < len(data):
+        offset, length = struct.unpack_from("<QQ", data, at) if at + 16 <= len(data) else (0, len(data))
+        at += 16
+        if offset >= 1 << 63 or at + 2 * length > len(data):
+            raise StoreError(
+                f"{journal}, the journal of a commit that did not come to its end, is damaged",
+                kind="store-format",
+                hint="Where the file itself is known to be whole, remove the journal.",
+            )
+        patches.append((offset, data[at : at + length], data[at + length : at + 2 * length]))
+        at += 2 * length
     return patches
 
 

@@ -15,6 +15,7 @@ from ooc.mapping import drop_file
 from ooc.stores.base import Store, check_dtype, check_shape, even_starts
 from ooc.stores.choose import Arrays, choose_array, refuse_missing
 from ooc.stores.chunked import ChunkedStore
+from ooc.stores.inside import refuse_outside
 from ooc.stores.zarr_layout import is_array, map_array
 from ooc.types import AnyArray
 from ooc.units import MIB
@@ -68,6 +69,8 @@ class ZarrStore(ChunkedStore):
         start, stop = int(self.chunk_starts[first]), int(self.chunk_starts[last])
         try:
             return np.asarray(self._array[start:stop])
+        except OocError:
+            raise
         except Exception as error:  # the codecs and file systems beneath raise what they like
             ResourceError.raise_if_lacking(error, f"reading {self.uri}")
             raise ResourceError(
@@ -102,10 +105,11 @@ def open_zarr(path: Path, dataset: str | None = None) -> Store:
         if not name and not is_array(path):
             name = choose_array(str(path), None, lambda: _arrays(_open_root(path)), what="array").strip("/")
         node = path / name
+        refuse_outside(node, path, of=str(path))
         uri = f"{path}::/{name}" if name else str(path)
         if not is_array(node):
             refuse_missing(str(path), f"/{name}", _arrays(_open_root(path)), what="array")
-        mapped = map_array(node, uri)
+        mapped = map_array(node, uri, path)
         if mapped is not None:
             return mapped
     return _open_within(_open_root(path), str(path), dataset=name or None)
@@ -148,7 +152,9 @@ def _open_root(path: Path) -> Any:
 
         if path.is_file():
             return zarr.open(zarr.storage.ZipStore(path, mode="r"), mode="r")
-        return zarr.open(str(path), mode="r")
+        from ooc.stores.zarr_inside import InsideStore
+
+        return zarr.open(InsideStore(path, read_only=True), mode="r")
 
 
 def _open_within(root: Any, where: str, *, dataset: str | None) -> ZarrStore:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import numpy as np
 
 from ooc.errors import StoreError
 from ooc.stores.base import DTYPES, bfloat16, check_chunks, check_shape
+from ooc.stores.inside import refuse_outside
 from ooc.stores.mapped import MappedStore, Tiles
 from ooc.types import AnyArray
 
@@ -51,13 +53,14 @@ def is_array(node: Path) -> bool:
     return (node / ".zarray").is_file() or _metadata(node).get("node_type") == "array"
 
 
-def map_array(node: Path, uri: str) -> MappedStore | None:
-    """Map a Zarr array in a directory, or ``None`` where zarr has to decode it.
+def map_array(node: Path, uri: str, root: Path) -> MappedStore | None:
+    """Map a Zarr array in the directory of a store, or ``None`` where zarr has to decode it.
 
     Raises
     ------
     StoreError
-        When its metadata is not JSON, it is not 2-d or empty, or a chunk is cut off.
+        When its metadata is not JSON, it is not 2-d or empty, a chunk is cut off, or a link leads out of
+        the store.
     MissingExtraError
         When it holds bfloat16 and ``ml_dtypes`` is not installed.
     """
@@ -69,7 +72,11 @@ def map_array(node: Path, uri: str) -> MappedStore | None:
     if layout is None or not _makes_sense(layout):
         return None
     shape = check_shape(layout.shape, uri)
-    tiles = _sharded_tiles(node, layout, shape) if layout.index_bytes else _plain_tiles(node, layout, shape)
+    down, across = (-(-n // step) for n, step in zip(shape, layout.files, strict=True))
+    check_chunks(down * across, str(node))
+    paths = _Paths(f"{node}/{layout.prefix}", layout.separator, across)
+    sizes = _sizes(paths, down, root)
+    tiles = (_sharded_tiles if layout.index_bytes else _plain_tiles)(node, layout, shape, paths, sizes)
     if tiles is None:
         return None
     return MappedStore(uri=uri, format="zarr", shape=shape, dtype=layout.dtype, tiles=tiles)
@@ -89,6 +96,8 @@ def _makes_sense(layout: _Layout) -> bool:
 def _metadata(node: Path) -> dict[str, Any]:
     for name in (".zarray", "zarr.json"):
         try:
+            if not stat.S_ISREG((node / name).lstat().st_mode):
+                refuse_outside(node / name, node, of=str(node))
             meta = json.loads((node / name).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -167,9 +176,10 @@ def _endian(codecs: list[dict[str, Any]]) -> Literal["<", ">"] | None:
     return "<" if endian == "little" else ">" if endian == "big" else None
 
 
-def _plain_tiles(node: Path, layout: _Layout, shape: tuple[int, int]) -> Tiles | None:
+def _plain_tiles(
+    node: Path, layout: _Layout, shape: tuple[int, int], paths: _Paths, sizes: AnyArray
+) -> Tiles | None:
     """Tiles of an array with one file a chunk; a file that is not there is a chunk of fill values."""
-    paths, sizes = _files(node, layout, shape)
     rows, cols = layout.chunks
     tile_bytes = rows * cols * layout.dtype.itemsize
     there = sizes >= 0
@@ -187,9 +197,10 @@ def _plain_tiles(node: Path, layout: _Layout, shape: tuple[int, int]) -> Tiles |
     )
 
 
-def _sharded_tiles(node: Path, layout: _Layout, shape: tuple[int, int]) -> Tiles | None:
+def _sharded_tiles(
+    node: Path, layout: _Layout, shape: tuple[int, int], paths: _Paths, sizes: AnyArray
+) -> Tiles | None:
     """Tiles of an array with many chunks in a file, through the index in each file."""
-    paths, sizes = _files(node, layout, shape)
     rows, cols = layout.chunks
     tile_bytes = rows * cols * layout.dtype.itemsize
     inner = (layout.files[0] // rows, layout.files[1] // cols)
@@ -259,18 +270,31 @@ class _Paths:
         i, j = divmod(at, self.across)
         return f"{self.begin}{i}{self.separator}{j}"
 
-
-def _files(node: Path, layout: _Layout, shape: tuple[int, int]) -> tuple[_Paths, AnyArray]:
-    """The file of each chunk or shard, row by row, and its size in bytes, -1 where there is none."""
-    down, across = (-(-n // step) for n, step in zip(shape, layout.files, strict=True))
-    check_chunks(down * across, str(node))
-    paths = _Paths(f"{node}/{layout.prefix}", layout.separator, across)
-    sizes = np.fromiter((_size(paths[at]) for at in range(down * across)), np.int64, down * across)
-    return paths, sizes.reshape(down, across)
+    def directory(self, row: int) -> str:
+        """Where the files of a row of chunks are."""
+        return self[row * self.across].rpartition("/")[0]
 
 
-def _size(path: str) -> int:
+def _sizes(paths: _Paths, down: int, root: Path) -> AnyArray:
+    """The bytes of the file of each chunk or shard, row by row; -1 where there is none."""
+    sizes = np.empty((down, paths.across), np.int64)
+    passed = str(root)
+    for i in range(down):
+        directory = paths.directory(i)
+        if directory != passed:
+            refuse_outside(directory, root, of=str(root))
+            passed = directory
+        for j in range(paths.across):
+            sizes[i, j] = _size(paths[i * paths.across + j], root)
+    return sizes
+
+
+def _size(path: str, root: Path) -> int:
     try:
-        return os.stat(path).st_size  # noqa: PTH116 - of many thousands of names
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            refuse_outside(path, root, of=str(root))
+            found = os.stat(path)  # noqa: PTH116 - of many thousands of names
     except FileNotFoundError:
         return -1
+    return found.st_size

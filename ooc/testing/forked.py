@@ -10,20 +10,22 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import select
 import signal
 import struct
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 __all__ = ["Outcome", "Server"]
 
-#: A child that takes longer hangs.
-_MOST_SECONDS = 120.0
+#: A child that says nothing for longer hangs. Seconds are counted one by one, so that those in which the
+#: server itself was stopped are not among them.
+_MOST_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,22 +153,36 @@ def _forked(function: str, args: tuple[Any, ...], kill_after: float | None) -> d
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(pid, signal.SIGKILL)
-    # A child that hangs is ended by the alarm, which interrupts the reading below.
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
-    signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS)
     answer: dict[str, Any] = {"told": []}
-    with os.fdopen(reading, "rb") as pipe:
-        while (said := _receive(pipe)) is not None:
-            what, thing = said
-            if what == "told":
-                answer["told"].append(thing)
-            elif what == "error":
-                answer["error"], answer["trace"] = thing
-            else:
-                answer["value"] = thing
+    for what, thing in _said(reading, pid):
+        if what == "told":
+            answer["told"].append(thing)
+        elif what == "error":
+            answer["error"], answer["trace"] = thing
+        else:
+            answer["value"] = thing
+    os.close(reading)
     _, code = os.waitpid(pid, 0)
-    signal.setitimer(signal.ITIMER_REAL, 0)
     return {**answer, "told": tuple(answer["told"]), "status": os.waitstatus_to_exitcode(code)}
+
+
+def _said(reading: int, pid: int) -> Iterator[tuple[str, Any]]:
+    """What a child says until it ends; one that is silent for too long is killed."""
+    data, silent = bytearray(), 0
+    while True:
+        if not select.select([reading], [], [], 1.0)[0]:
+            silent += 1
+            if silent == _MOST_SECONDS:
+                os.kill(pid, signal.SIGKILL)
+            continue
+        more = os.read(reading, 1 << 20)
+        if not more:
+            return
+        data += more
+        silent = 0
+        while len(data) >= 8 and len(data) >= (end := 8 + struct.unpack_from("<Q", data)[0]):
+            yield pickle.loads(data[8:end])
+            del data[:end]
 
 
 def main(preload: Sequence[str]) -> None:

@@ -627,3 +627,20 @@ def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path:
     with ooc.open_index(tmp_path / "i") as one, ooc.open_index(tmp_path / "whole") as two:
         settings = {"nprobe": 8, "rerank": 100}  # the one that was built by hand was not calibrated
         np.testing.assert_array_equal(one.search(xq, **settings)[1], two.search(xq, **settings)[1])
+
+
+@pytest.mark.parametrize(
+    ("factory", "rows"),
+    [("IVF2,PQ4", 255), ("IVF2,PQ4x10", 1000), ("OPQ4_8,IVF2,Flat", 255), ("PCA16,IVF2,SQ8", 15)],
+)
+def test_too_few_rows_for_a_code_are_told(
+    npy_of: Callable[[AnyArray], Path], tmp_path: Path, factory: str, rows: int
+) -> None:
+    x = embeddings(rows + 1, 24)
+    for bad in (0, 1):  # too few there are, or too few that are no NaN
+        few = x[: rows + bad].copy()
+        few[:bad] = np.nan
+        with pytest.raises(ooc.PlanError, match=f"{rows} rows are too few") as caught:
+            ooc.build(npy_of(few), tmp_path / f"i{bad}", factory=factory, on_bad="skip")
+        assert caught.value.kind == "too-few-rows"
+    ooc.build(npy_of(x), tmp_path / "i", factory=factory)

@@ -71,6 +71,11 @@ def recovered(name: str, place: Path, again: bool) -> tuple[int | None, dict[str
     return (found[0] if found else None), operation.files(place)
 
 
+def looked(name: str, place: Path) -> None:
+    """Look at what the operation left when it had come to its end."""
+    known(name).look(place, done=True)
+
+
 def crashed(name: str, place: Path, every: int, seed: int) -> list[tuple[Image, int]]:
     """Run the operation on a disk that may lose power; what crashes leave, and rows filled before each.
 

@@ -341,7 +341,9 @@ def _damaged(place: Path) -> None:
 
 
 def _repair(place: Path, tell: events.Observer) -> None:
-    assert ooc.verify(place / "i.ooc", full=True, repair=True, observer=tell)["sound"]
+    figures = ooc.verify(place / "i.ooc", full=True, repair=True, observer=tell)
+    if not figures["sound"]:
+        raise ooc.IndexDirError(f"not repaired: {figures['findings']}", kind="index-damaged")
 
 
 def _old_results(name: str) -> Callable[[Path], None]:
@@ -469,9 +471,10 @@ def _whole(place: Path) -> None:
             writer.append(X)
 
 
-#: Those to which a read that fails is no refusal: what cannot be read is made anew.
+#: Without fault points of their own. What a repair cannot read it makes anew.
 REPAIRS: dict[str, Operation] = {
-    "repair": Operation(before=_damaged, run=_repair, answers=("compact",), shard_rows=2 * N),
+    # Once it is published there is nothing to repair, and what is left of it goes with the next change.
+    "repair": Operation(before=_damaged, run=_repair, answers=("compact",), shard_rows=2 * N, once=True),
 }
 
 

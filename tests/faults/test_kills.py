@@ -22,6 +22,13 @@ def test_killed_at_some_steps_it_recovers(case: Case, counted: Callable[[str, in
         counted("kills at a step", 1)
 
 
+@pytest.mark.parametrize("case", REPAIRS, indirect=True)
+def test_a_repair_killed_in_its_second_segment_goes_on(case: Case) -> None:
+    plans = [at for at, step in enumerate(case.steps) if step.name == "rename:D/plan.json"]
+    assert len(plans) == 2
+    case.kill(plans[1] + 3)
+
+
 @pytest.mark.trust
 @pytest.mark.parametrize("case", [*OPERATIONS, *REPAIRS], indirect=True)
 def test_killed_at_every_step_it_recovers(case: Case, counted: Callable[[str, int], None]) -> None:

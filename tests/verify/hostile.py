@@ -90,7 +90,7 @@ def use(index: Path) -> None:
         lambda: ooc.verify(index, full=True, memory="256MiB"),
         lambda: ooc.generations(index),
         lambda: ooc.delete(index, np.arange(5)),
-        lambda: ooc.append(index, x, memory="400MiB"),
+        lambda: ooc.append(index, x, keys=["new 0", "new 1", "new 2", "new 3"], memory="400MiB"),
         lambda: ooc.compact(index, memory="400MiB"),
         lambda: ooc.verify(index, full=True, repair=True, memory="400MiB"),
         lambda: ooc.rollback(index, 1),

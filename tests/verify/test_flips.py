@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,12 @@ Counted = Callable[[str, int], None]
 #: Damages that one child tries before the next one is forked.
 _AT_ONCE = 200
 
-KINDS = {
-    "signs": ("HR,IVF4,RaBitQ", {"copy_vectors": "always"}),
-    "graph-int8": ("IVF4_HNSW4,SQ8", {"copy_dtype": "int8"}),
-    "product-spill": ("OPQ4_8,IVF4,PQ4x4", {"spill": "on"}),
-    "keys": ("IVF4,Flat", {"keys": True, "copy_vectors": "always"}),
+#: How the indexes are made: of few rows, so that every byte can be gone through.
+KINDS: dict[str, dict[str, Any]] = {
+    "signs": {"factory": "HR,IVF4,RaBitQ", "n": 60, "copy_vectors": "always"},
+    "graph-int8": {"factory": "IVF4_HNSW4,SQ8", "n": 60, "copy_dtype": "int8"},
+    "product-spill": {"factory": "OPQ4_8,IVF4,PQ4x4", "n": 256, "spill": "on"},  # OPQ wants as many
+    "keys": {"factory": "IVF4,Flat", "n": 60, "keys": True, "copy_vectors": "always"},
 }
 
 
@@ -47,8 +49,7 @@ def damage(
     server: Server, place: Path, kind: str, what: str, counted: Counted, *, first: int = 0, step: int = 1
 ) -> Counter[str]:
     """Try every ``step``-th damage from ``first`` on of an index; how many came to what."""
-    factory, options = KINDS[kind]
-    index = make_rich(place, factory, **options)
+    index = make_rich(place, **KINDS[kind])
     ooc.gc(index)  # what an earlier generation says changes no answer
     some = damages(index, what)[first::step]
     came, wrong = Counter[str](), []

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import ooc
+from ooc.durable import write_sealed
 from ooc.testing.forked import Server
+from tests.helpers import unsealed
 from tests.verify.hostile import OUTSIDE, lies
 from tests.verify.made import answers, make_rich
 
@@ -120,3 +122,20 @@ def test_shards_elsewhere_must_be_of_a_build(index: Path, tmp_path: Path) -> Non
         with pytest.raises(ooc.IndexDirError, match="scratch"):
             use()
     assert (mine / "shards/kept").read_text() == "mine"
+
+
+@pytest.mark.parametrize("seed", ["x", [], None, 1.5])
+def test_a_record_of_the_template_that_lies_is_found_and_made_anew(
+    index: Path, tmp_path: Path, seed: object
+) -> None:
+    copied = Path(shutil.copytree(index, tmp_path / "i"))
+    record = copied / "template/train.json"
+    whole = record.read_bytes()
+    write_sealed(record, {**unsealed(record), "seed": seed})
+    with pytest.raises(ooc.IndexDirError, match=r"train\.json.*seed") as error:
+        ooc.build(np.ones((9, 8), np.float32), tmp_path / "j", template=copied)
+    assert error.value.kind == "index-damaged"
+    (finding,) = ooc.verify(copied)["findings"]
+    assert finding["path"] == "template/train.json"
+    assert ooc.verify(copied, repair=True)["sound"]
+    assert record.read_bytes() == whole

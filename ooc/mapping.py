@@ -45,6 +45,7 @@ __all__ = [
     "private_peak_bytes",
     "release_free_memory",
     "see_room",
+    "start_thread",
 ]
 
 PAGE = mmap.PAGESIZE
@@ -60,6 +61,9 @@ _TOGETHER_FROM, _MOST_TOGETHER = 4, 1024
 
 #: The largest unit in which the page cache holds a file.
 _CACHE_UNIT = 2 * 1024 * 1024
+
+#: What a thread's stack takes of the address space, and what it needs to begin.
+_THREAD_BYTES = 10 << 20
 
 _WILLNEED = getattr(mmap, "MADV_WILLNEED", None)
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
@@ -547,6 +551,20 @@ def see_room(size_bytes: int) -> None:
     """See that so much memory could be mapped; none of it is taken. Raises OSError where it could not."""
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
     mmap.mmap(-1, size_bytes, **flags).close()
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread, where there is room for its stack and some more.
+
+    Python waits for ever for a thread that found no memory to say that it runs.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        There is none.
+    """
+    see_room(_THREAD_BYTES)
+    thread.start()
 
 
 def private_bytes() -> int:

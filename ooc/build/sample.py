@@ -31,7 +31,7 @@ from ooc.build.workers import Pool, in_order
 from ooc.durable import RowsFile, partial_name, remove_file, rename
 from ooc.errors import DataError, Stopped
 from ooc.events import Observer, ignore, stage
-from ooc.mapping import MappedFile
+from ooc.mapping import MappedFile, start_thread
 from ooc.stores.base import Store
 from ooc.types import FloatArray, IntArray
 from ooc.vectors import narrow, widen
@@ -178,7 +178,7 @@ class _Drawing:
                     self._changed.notify_all()
 
         thread = threading.Thread(target=work, name="ooc-sample")
-        thread.start()
+        start_thread(thread)
         self._thread = thread  # known to be joined only where the system had memory for it
 
     def wait(self, rows: int) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from ooc.mapping import private_bytes, release_free_memory
+from ooc.mapping import private_bytes, release_free_memory, start_thread
 
 __all__ = ["MemoryWatch"]
 
@@ -44,7 +44,7 @@ class MemoryWatch:
     def __enter__(self) -> MemoryWatch:
         self._over.clear()
         self._thread = threading.Thread(target=self._work, name="ooc-memory", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
         return self
 
     def __exit__(

@@ -22,7 +22,7 @@ from ooc.check.records import (
     see_template,
 )
 from ooc.check.segments import Checked, Uses, key_kind, rows_do, see_segment
-from ooc.errors import ArgumentError, IndexDirError
+from ooc.errors import ArgumentError, IndexDirError, ResourceError
 from ooc.events import Finished, Observer, Stage, Started, ignore, stage
 from ooc.index.dead import Dead
 from ooc.index.generation import Generation
@@ -37,6 +37,7 @@ from ooc.units import DEFAULT_MEMORY, parse_bytes
 __all__ = ["Check", "Looked", "verify"]
 
 
+@ResourceError.if_refused("checking")
 def verify(
     index: PathOrStr,
     *,

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from ooc.errors import ArgumentError, MissingExtraError, StoreError
+from ooc.mapping import start_thread
 from ooc.types import AnyArray, FloatArray, IntArray
 
 __all__ = [
@@ -241,7 +242,7 @@ class Store(ABC):
                 put(error)
 
         thread = threading.Thread(target=work, name="ooc-read-ahead", daemon=True)
-        thread.start()
+        start_thread(thread)
         try:
             while (item := ready.get()) is not None:
                 if isinstance(item, BaseException):

@@ -80,11 +80,11 @@ def damage(
     return came
 
 
-@pytest.mark.parametrize(("kind", "step"), [("signs", 701), ("graph-int8", 907), ("keys", 907)])
+@pytest.mark.parametrize(("kind", "step"), [("signs", 311), ("graph-int8", 401), ("keys", 401)])
 def test_some_bytes_changed(server: Server, place: Path, kind: str, step: int, counted: Counted) -> None:
     came = damage(server, place, kind, "flip", counted, first=11, step=step)
     assert came["quick"] > 5
-    assert came["full"] > 5
+    assert came["full"] > 2
 
 
 def test_some_files_cut(server: Server, place: Path, counted: Counted) -> None:

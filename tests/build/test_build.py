@@ -631,7 +631,7 @@ def test_each_stage_can_be_called_by_itself(npy: Path, xq: FloatArray, tmp_path:
 
 @pytest.mark.parametrize(
     ("factory", "rows"),
-    [("IVF2,PQ4", 255), ("IVF2,PQ4x10", 1000), ("OPQ4_8,IVF2,Flat", 255), ("PCA16,IVF2,SQ8", 15)],
+    [("IVF2,PQ4", 255), ("IVF2,PQ4x10", 1023), ("OPQ4_8,IVF2,Flat", 255), ("PCA16,IVF2,SQ8", 15)],
 )
 def test_too_few_rows_for_a_code_are_told(
     npy_of: Callable[[AnyArray], Path], tmp_path: Path, factory: str, rows: int

@@ -290,7 +290,7 @@ def _measured(
     ranks = range(1, min(few, MOST_LOST) + 1)
     firsts = {m: there & (nearest.keys <= nearest.keys[:, m - 1 : m]) for m in ranks}
     asked = _grid(most)
-    found = {k: np.empty((2, probed_at.shape[1], len(asked))) for k in tabled}
+    found = {k: np.zeros((2, probed_at.shape[1], len(asked))) for k in tabled}
     rows = np.arange(len(some))[:, None] * (len(asked) + 1)
     for i, probed in enumerate(probed_at.T):
         met = within <= probed[:, None]
@@ -307,6 +307,8 @@ def _measured(
                 lost = _lost(right_met, counts[k], some, cell, len(asked))[scanned[k]]
                 one = np.full(len(asked), 1 / k)
             found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, one)
+        if met[there].all():  # more lists bring nothing, and read more
+            break
     for k in tabled if most == n else ():
         found[k][:, -1, -1] = 1  # every row of every list
     return [
@@ -330,8 +332,8 @@ def _lost(
     counts, met = counts[some][:, None], right_met[some]
     hits = np.bincount(cell[met], minlength=len(some) * (steps + 1)).reshape(len(some), -1)
     got = np.minimum(np.cumsum(hits[:, :-1], axis=1), counts)
-    share = _share(np.minimum(met.sum(axis=1, keepdims=True), counts), counts)
-    return share - _share(got, counts)
+    lost: AnyArray = np.minimum(met.sum(axis=1, keepdims=True), counts) - got
+    return lost / np.maximum(counts, 1)
 
 
 def _share(found: AnyArray, count: IntArray) -> AnyArray:

@@ -106,7 +106,7 @@ def kmeans(
     drawn = each[0].rows
     begin = min(k + int(MORE * k), drawn) if over is None else k
     centroids = _finish(sample.take(np.sort(rng.choice(drawn, begin, replace=False))), metric)
-    sums = _Sums(centroids, unit=metric == "cosine")
+    sums: _Sums | None = None
     look: Look | None = None
     kept: dict[int, _Kept] = {}
     done = 0
@@ -118,8 +118,9 @@ def kmeans(
         look = assigner.look or look
         last_with_more = number == _PASSES_WITH_MORE - 1 and begin > k
         loads = sample.iterate(_BLOCK, first=one.rows, backwards=backwards)
-        if one.anew:
-            sums = _Sums(centroids, unit=metric == "cosine")
+        if one.anew or sums is None:
+            sums = None  # before there are new ones
+            sums = _Sums(centroids.shape, unit=metric == "cosine")
             kept.clear()
         blocks = ((load, kept.get(at)) for at, load in zip(order, loads, strict=True))
         losses = np.zeros(len(centroids))
@@ -140,6 +141,7 @@ def kmeans(
         if last_with_more:
             sums.keep(np.sort(np.argsort(-losses, kind="stable")[:k]))
         centroids = _moved(sums.rows.copy(), sums.counts.copy(), metric)
+    assert sums is not None  # there is a pass at least
     return centroids, sums.spread(metric)
 
 
@@ -246,11 +248,11 @@ def _place(
 class _Sums:
     """Of each list the sum of its rows, of their squared lengths, and how many there are."""
 
-    def __init__(self, centroids: FloatArray, *, unit: bool) -> None:
-        self.rows: FloatArray = np.zeros_like(centroids)
-        self.counts = np.zeros(len(centroids), np.int64)
+    def __init__(self, shape: tuple[int, ...], *, unit: bool) -> None:
+        self.rows: FloatArray = np.zeros(shape, np.float32)
+        self.counts = np.zeros(shape[0], np.int64)
         #: None of unit rows: each is 1.
-        self._squares = None if unit else np.zeros(len(centroids))
+        self._squares = None if unit else np.zeros(shape[0])
 
     def add(self, x: FloatArray, labels: IntArray) -> None:
         """Add the rows of a block."""

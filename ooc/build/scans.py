@@ -11,6 +11,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +28,8 @@ __all__ = ["MOST_CANDIDATES", "NOT_FOUND", "Scan", "rank_among", "rank_at", "sca
 MOST_CANDIDATES = 2048
 #: Witnesses whose lists are scanned together, as far as memory allows: bytes for each entry of their lists.
 _TILE, _ENTRY_BYTES = 16, 64
+#: Numbers of rows that are asked about are marked by their remainders: few others have the same.
+_MARKS = 1 << 16
 #: What a power loses in rounding.
 _ROUNDED = 1e-9
 
@@ -110,42 +113,56 @@ def _ranks(
             keys[i].append(found[begin:stop])
             ids[i].append(rows[begin:stop])
         first = end
-    each = map(rank_among, keys, ids, truth)
+    each = map(partial(rank_among, twice=segment.lists_per_row > 1), keys, ids, truth)
     return np.stack(list(each), axis=1)
 
 
-def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray) -> IntArray:
+def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray, *, twice: bool) -> IntArray:
     """The place of each row of ``truth`` ``(k,)`` among those of the first step, the first two, and so on.
 
     Parameters
     ----------
     keys, ids : lists of (m,) float32, (m,) int64
-        Of each step the rows that it adds, the nearest with the least key. A row may come twice, and is then
-        where it is nearer; of rows as near the one with the lower number comes first.
+        Of each step the rows that it adds, the nearest with the least key; of rows as near the one with the
+        lower number comes first.
+    twice : bool
+        Whether a row may come twice: it is then where it is nearer.
 
     Returns
     -------
     rank : (steps, k) int64
         From 0; ``NOT_FOUND`` of rows that have not come, or beyond as many places as candidates may be.
     """
-    ranks = np.full((len(keys), len(truth)), NOT_FOUND)
-    for step in range(len(keys)):
-        near, by = np.concatenate(keys[: step + 1]), np.concatenate(ids[: step + 1])
-        order = np.argsort(by)
-        near, by = near[order], by[order]
-        first = np.flatnonzero(np.diff(by, prepend=-1))
-        if len(first) < len(by):
-            near, by = np.minimum.reduceat(near, first), by[first]
-        place = np.searchsorted(by, truth)
-        there = place < len(by)
-        there[there] = by[place[there]] == truth[there]
-        place = place[there]
-        mine, ordered = near[place], np.sort(near)
-        rank = np.searchsorted(ordered, mine)
-        for i in np.flatnonzero(np.searchsorted(ordered, mine, side="right") > rank + 1).tolist():
-            rank[i] += np.count_nonzero(near[: place[i]] == mine[i])
-        ranks[step, there] = np.where(rank < MOST_CANDIDATES, rank, NOT_FOUND)
-    return ranks
+    if twice:
+        so_far = (_each_once(keys[:step], ids[:step]) for step in range(1, len(keys) + 1))
+        return np.concatenate([rank_among([near], [by], truth, twice=False) for near, by in so_far])
+    came = np.full(len(truth), len(keys))
+    mine = np.full(len(truth), np.inf, np.float32)
+    marks = np.zeros(_MARKS, bool)
+    marks[truth % _MARKS] = True
+    for step, (near, by) in enumerate(zip(keys, ids, strict=True)):
+        at = np.flatnonzero(marks[by % _MARKS])
+        here, which = np.nonzero(by[at, None] == truth)
+        came[which], mine[which] = step, near[at[here]]
+    before = np.empty((len(keys), len(truth)), np.int64)
+    for step, (near, by) in enumerate(zip(keys, ids, strict=True)):
+        ordered = np.sort(near)
+        before[step] = np.searchsorted(ordered, mine)
+        same = np.searchsorted(ordered, mine, side="right") - before[step]
+        for i in np.flatnonzero((same > (came == step)) & (came < len(keys))).tolist():
+            before[step, i] += np.count_nonzero(by[near == mine[i]] < truth[i])
+    rank = np.cumsum(before, axis=0)
+    there = (np.arange(len(keys))[:, None] >= came) & (rank < MOST_CANDIDATES)
+    return np.where(there, rank, NOT_FOUND)
+
+
+def _each_once(keys: list[FloatArray], ids: list[IntArray]) -> tuple[FloatArray, IntArray]:
+    """Keys and numbers of rows, each where it is nearest."""
+    near, by = np.concatenate(keys), np.concatenate(ids)
+    order = np.argsort(by)
+    near, by = near[order], by[order]
+    first = np.flatnonzero(np.diff(by, prepend=-1))
+    return np.minimum.reduceat(near, first), by[first]
 
 
 def rank_at(probed: IntArray, within: IntArray, scans: list[Scan]) -> IntArray:

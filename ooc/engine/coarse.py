@@ -156,6 +156,7 @@ class Coarse:
 
         For l2 squared distances, without the squared length of the query.
         """
+        self._ask_for_centroids(None)
         looks = y @ self._centroids.T
         if self._l2:
             looks *= -2

@@ -226,23 +226,25 @@ def test_rows_that_are_left_out_are_no_witnesses(tmp_path: Path) -> None:
         assert recall(opened.search(x[2:300:3], 10, recall=0.99)[1], truth) > 0.97
 
 
-def test_ranks_are_places() -> None:
+@pytest.mark.parametrize("twice", [True, False])
+def test_ranks_are_places(twice: bool) -> None:
     keys = [np.float32([3, 1, 2]), np.float32([0, 2, 2, 9])]
     ids = [np.array([4, 7, 9]), np.array([5, 8, 1, 2])]
-    rank = rank_among(keys, ids, np.array([9, 5, 4, 8, 3, -1]))
     # 7 9 4; then 5 7 1 8 9 4 2: of rows as near the lower number comes first.
+    rank = rank_among(keys, ids, np.array([9, 5, 4, 8, 3, -1]), twice=twice)
     assert rank.tolist() == [[1, FAR, 2, FAR, FAR, FAR], [4, 0, 5, 3, FAR, FAR]]
 
 
 def test_ranks_where_a_row_comes_twice() -> None:
     keys = [np.float32([3, 1, 2]), np.float32([0, 5, 2])]
     ids = [np.array([4, 7, 9]), np.array([4, 7, 8])]
-    assert rank_among(keys, ids, np.array([4, 7, 9])).tolist() == [[2, 0, 1], [0, 1, 3]]
+    assert rank_among(keys, ids, np.array([4, 7, 9]), twice=True).tolist() == [[2, 0, 1], [0, 1, 3]]
 
 
 def test_ranks_beyond_all_candidates_are_as_good_as_none() -> None:
     n = 2 * MOST_CANDIDATES
-    rank = rank_among([np.arange(n, dtype=np.float32)], [np.arange(n)], np.array([5, MOST_CANDIDATES, n - 1]))
+    near = np.arange(n, dtype=np.float32)
+    rank = rank_among([near], [np.arange(n)], np.array([5, MOST_CANDIDATES, n - 1]), twice=False)
     assert rank.tolist() == [[5, FAR, FAR]]
 
 

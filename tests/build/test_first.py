@@ -46,6 +46,18 @@ def test_ten_nearest_are_surer_than_the_first_alone() -> None:
     assert first_met(queries).std() < 0.85 * queries[:, 0].std()
 
 
+def test_first_neighbours_that_are_unlike_the_next_count() -> None:
+    rng = np.random.default_rng(2)
+    rates = np.array([0.8] + [0.95] * 9)
+    for queries, near in ((20_000, 0.01), (200, 0.08)):
+        met = rng.random((queries, 10)) < rates
+        assert first_met(met).mean() == pytest.approx(0.8, abs=near)
+    # What chance would do is not followed.
+    same = rng.random((50, 200, 10)) < 0.9
+    told = np.array([first_met(met).mean() for met in same])
+    assert told.std() < 0.85 * same[:, :, 0].mean(axis=1).std()
+
+
 @given(st.floats(0, 0.01), st.floats(1, 3))
 def test_what_the_code_misses_is_not_said_too_low(first: float, power: float) -> None:
     rates = first * np.arange(1, MOST_LOST + 1) ** power

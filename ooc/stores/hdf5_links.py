@@ -73,7 +73,7 @@ class _Walk:
         parts, group, links = _parts(name), file["/"], 0
         while parts:
             part = parts.pop(0)
-            link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+            link = _link(group, part) if isinstance(group, h5py.Group) else None
             if isinstance(link, h5py.SoftLink):
                 links += 1
                 if links > _MOST_LINKS:
@@ -139,6 +139,20 @@ class _Walk:
         group = file.get(place or "/") if _NUMBERED.search(last) else None
         for one in group if isinstance(group, h5py.Group) else [last]:
             self.see(file, path, f"{place}/{one}", depth)
+
+
+def _link(group: h5py.Group, name: str) -> h5py.SoftLink | h5py.ExternalLink | h5py.HardLink | None:
+    """What is under a name, without going there, as ``Group.get`` does for links to other files."""
+    links, raw = group.id.links, name.encode("utf-8", "surrogateescape")
+    if not links.exists(raw):
+        return None
+    kind = links.get_info(raw).type
+    if kind == h5py.h5l.TYPE_SOFT:
+        return h5py.SoftLink(links.get_val(raw).decode("utf-8", "surrogateescape"))
+    if kind == h5py.h5l.TYPE_EXTERNAL:
+        file, inner = links.get_val(raw)
+        return h5py.ExternalLink(os.fsdecode(file), inner.decode("utf-8", "surrogateescape"))
+    return h5py.HardLink()
 
 
 def _parts(name: str) -> list[str]:

@@ -196,6 +196,11 @@ def test_a_pipe_in_a_store_is_refused_and_not_waited_for(two: tuple[Path, Path])
     os.mkfifo(two[0] / "pipe.h5")
     virtual(two[0] / "v.h5", "pipe.h5", "x")
     refused(two[0] / "v.h5")
+    with h5py.File(two[0] / "l.h5", "w") as file:
+        file["e"] = h5py.ExternalLink("pipe.h5", "/x")
+        file["s"] = h5py.SoftLink("/e")
+    for name in ("e", "s", "e/within"):
+        refused(f"{two[0]}/l.h5::/{name}")
 
 
 @pytest.mark.parametrize("journal", [b"\1" * 5, b"\377" * 40, b"\0" * 8 + b"\5" + b"\0" * 7 + b"abc"])

@@ -14,12 +14,10 @@ import numpy as np
 from ooc.build.rows import Prepared
 from ooc.build.shards import Shard
 from ooc.build.train import Template
+from ooc.index.drift import MEASURED
 from ooc.types import IntArray
 
 __all__ = ["assignment_error", "fit"]
-
-#: Of so many rows one is measured. A block of rows begins at a multiple of it.
-_EVERY = 16
 
 
 def fit(template: Template, prepared: Prepared, list_nos: IntArray) -> tuple[float, int]:
@@ -30,10 +28,10 @@ def fit(template: Template, prepared: Prepared, list_nos: IntArray) -> tuple[flo
     list_nos : (m,) int64
         The list of each row, the nearest one.
     """
-    x = prepared.x[::_EVERY]
+    x = prepared.x[::MEASURED]  # a block begins at a multiple of it
     # Rows that hold NaN or infinity were set to zero, and a direction of zeros is none.
     some = x.any(axis=1)
-    far = template.apart(x[some], list_nos[::_EVERY][some])
+    far = template.apart(x[some], list_nos[::MEASURED][some])
     far = far[np.isfinite(far)]  # squares of very large values are not
     return float(far.sum(dtype=np.float64)), len(far)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["calibrated", "stale"]
+__all__ = ["MEASURED", "calibrated", "stale"]
 
+#: Of so many rows of a segment one is measured.
+MEASURED = 16
 #: Rows that lie farther from their centroids than those before by so many times are of another kind.
 _FARTHER = 1.1
 #: So many times as many rows as were measured make lists longer than any setting was tried on.
@@ -56,7 +59,8 @@ def stale(generation: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) 
         usual = sum(entry["rows"] * entry["assignment_error"] for entry in measured) / weights
         for name, segment in later.items():
             error = segment.get("assignment_error", 0.0)
-            if error > _FARTHER * usual:
+            # Errors of rows differ by half of their mean or less: by chance that of few is twice so far off.
+            if error > (_FARTHER + 1 / math.sqrt(max(segment["rows"] / MEASURED, 1))) * usual:
                 times = f"{error / usual:.2f} times the usual" if usual else "and none did before"
                 return f"rows of segment {name} lie far from the centroids of their lists, {times}"
     rows, now = (sum(entry["rows"] for entry in entries) for entries in (known, segments))

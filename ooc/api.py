@@ -575,7 +575,8 @@ def compact(
     ----------
     index : path
     auto : bool
-        Only where there are more than 8 segments, or more than a fifth of the rows in lists are dead.
+        Only where there are more than 8 segments, or more than a fifth of the rows in lists, or of those
+        that the index keeps, are dead.
     retrain : bool
         Train anew; with ``auto`` only where the rows that came since no longer fit (see ``info()``: recall
         that is stale). Interrupted, the same call goes on, unless the index was changed meanwhile.

@@ -310,6 +310,6 @@ def _see_count(
         wanted = -(-part.rows // ROW_BLOCK) if part is not None else 0
     else:
         wanted = -(-path.stat().st_size // CHECK_BYTES)
-    if (digests is None or len(digests) != wanted) and findings.is_sound(layout.checksums):
+    if len(digests or ()) != wanted and findings.is_sound(layout.checksums):
         what = f"it has {len(digests or [])} checksums of {path.name}, not {wanted}"
         findings.add(layout.checksums, "structure", what, MENDED)

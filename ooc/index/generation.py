@@ -60,6 +60,16 @@ class Origin:
     n: int
     first: int = 0
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """What ``asdict`` gave; errors of many kinds where it is damaged."""
+        one = cls(**_known(cls, record))
+        _see_whole(one.n, one.first)
+        kinds = {"uri": str, "format": str, "fingerprint": str, "mapped": bool}
+        if any(type(getattr(one, name)) is not kind for name, kind in kinds.items()) or "\0" in one.uri:
+            raise ValueError(f"origin {one}")
+        return one
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -91,6 +101,14 @@ class Part:
     listed: str | None = None
 
     @property
+    def picked(self) -> bool:
+        """Whether its rows are some that replaced others, or that a compaction left.
+
+        What its origin had in their places is not known then: they are read from the index.
+        """
+        return self.first_id is None and self.listed is None
+
+    @property
     def ids_in(self) -> str | None:
         """The segment whose ``ids.npy`` has the ids; None where they follow one another."""
         return None if self.first_id is not None else self.listed or self.own
@@ -108,16 +126,12 @@ class Part:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """What ``to_record`` gave; errors of many kinds where it is damaged."""
-        one = cls(**{**_known(cls, record), "origin": Origin(**_known(Origin, record["origin"]))})
-        origin = one.origin
-        _see_whole(one.first_row, one.rows, origin.n, origin.first)
+        one = cls(**{**_known(cls, record), "origin": Origin.from_record(record["origin"])})
+        _see_whole(one.first_row, one.rows)
         _see_whole(one.id_stop, one.first_id or 0, most=_MOST_ID)
         for name in (one.own, one.listed, one.keyed):
             if name is not None:
                 _see_segment(name)
-        kinds = {"uri": str, "format": str, "fingerprint": str, "mapped": bool}
-        if any(type(getattr(origin, name)) is not kind for name, kind in kinds.items()) or "\0" in origin.uri:
-            raise ValueError(f"origin {origin}")
         return one
 
     def to_record(self) -> dict[str, Any]:
@@ -174,8 +188,13 @@ class Generation:
 
     @property
     def id_end(self) -> int:
-        """One more than the largest id."""
-        return max(part.id_end for part in self.parts)
+        """One more than the largest id that was given."""
+        return max(int(self.record.get("id_end", 0)), *(part.id_end for part in self.parts), 0)
+
+    @property
+    def gone(self) -> tuple[Origin, ...]:
+        """The stores of rows that are no longer there: what is known of them is that they were."""
+        return tuple(Origin.from_record(one) for one in self.record.get("gone", ()))
 
     @property
     def keyed(self) -> bool:
@@ -282,6 +301,9 @@ class Generation:
         # Other generations and files are named by these.
         for name in ("generation", "built", "before", "skipped_rows", "zero_rows"):
             _see_whole(record.get(name, 0))
+        _see_whole(record.get("id_end", 0), most=_MOST_ID)
+        for origin in record.get("gone", ()):
+            Origin.from_record(origin)
         if record.get("generation", number) != number:
             raise ValueError(f"it is the record of generation {record['generation']}")
         store = record["store"]

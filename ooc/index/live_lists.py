@@ -111,6 +111,8 @@ class LiveLists:
         all_codes = np.concatenate([np.empty(0, np.uint8), *codes]).reshape(-1, self._code_size)
         rows = np.concatenate([np.empty(0, np.uint8), *ids]).view(np.int64)
         if self._dead is not None:
+            if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self._dead.end):
+                raise self._readers[0].damaged(f"row {rows.max()} is in it, or in lists beside it")
             alive = ~self._dead.contains(rows)
             ends = np.concatenate(([0], np.cumsum(alive)))[np.concatenate(([0], np.cumsum(sizes)))]
             all_codes, rows, sizes = all_codes[alive], rows[alive], np.diff(ends)

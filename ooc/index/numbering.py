@@ -46,7 +46,7 @@ class Numbering:
     Attributes
     ----------
     plain : bool
-        Whether every row's id is its number.
+        Whether every row's id is its number, and no other id was given.
     gaps : bool
         Whether there are ids below the largest that were never given.
     """
@@ -54,7 +54,8 @@ class Numbering:
     def __init__(self, generation: Generation, dead: Dead, ids_of: IdFiles) -> None:
         self._parts, self._dead, self._ids_of = generation.parts, dead, ids_of
         self.row_end, self.id_end = generation.row_end, generation.id_end
-        self.plain = all(part.first_id == part.first_row for part in self._parts)
+        same = all(part.first_id == part.first_row for part in self._parts)
+        self.plain = same and self.row_end == self.id_end
         self.gaps = any(part.listed is not None for part in self._parts)
         self._starts = np.array([part.first_row for part in self._parts], np.int64)
         counted = [part for part in self._parts if part.first_id is not None]

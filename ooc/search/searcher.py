@@ -680,7 +680,8 @@ class Index:
     def rows(self, *, original: bool = False) -> Store:
         """Where exact distances are taken from: the index's own rows, where it keeps any, else the store.
 
-        Its rows are numbered as ids are, as long as none was replaced. It stays the index's: do not close it.
+        Its rows are numbered as ids are, as long as none was replaced or left out by a compaction. It stays
+        the index's: do not close it.
 
         Parameters
         ----------

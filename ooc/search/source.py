@@ -61,7 +61,7 @@ class Source:
         self._moved: dict[str, StoreLike] = {}
         self._given = False
         if isinstance(moved, Mapping):
-            known = {part.origin.uri for part in self._parts}
+            known = {one.uri for one in (*(part.origin for part in self._parts), *generation.gone)}
             for uri in moved.keys() - known:
                 raise ArgumentError(
                     f"{layout.root} was not made of {uri}",
@@ -74,7 +74,7 @@ class Source:
             self._given = True
             opened = _checked(open_store(moved), first, self._d, str(layout.root))
             self._moved[first.uri] = opened
-            if len(self._parts) == 1:
+            if len(self._parts) == 1 and not self._parts[0].picked:
                 # What was pointed to is read, even where the index has rows of its own.
                 self._rows = self._original = opened
 
@@ -134,6 +134,8 @@ class Source:
 
     def _reads_origin(self, part: Part, *, original: bool) -> bool:
         """Whether the rows of a part are read from its store, not from the index's own copy."""
+        if part.picked:
+            return False
         pointed = self._given and part is self._parts[0]
         # What came beside the first store as an array is nowhere but here.
         named = bool(part.origin.uri) or len(self._parts) == 1
@@ -194,6 +196,11 @@ def open_origin(layout: Layout, part: Part, d: int, moved: Mapping[str, StoreLik
         It is gone, or holds other rows.
     """
     origin = part.origin
+    if part.picked:
+        raise StoreError(
+            f"which rows of {origin.uri or 'an array'} some are is not known any more: the index keeps them",
+            kind="store-missing",
+        )
     where = moved.get(origin.uri, origin.uri)
     hint = (
         "Point to where it is now: open_index(path, store=...), `ooc search --store`; "

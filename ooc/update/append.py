@@ -154,8 +154,10 @@ def _known_rows(before: Live, store: Store) -> int:
     """
     known, changed = 0, None
     fingerprint, same = functools.cache(store.fingerprint), set()
-    for part in sorted(before.generation.parts, key=lambda part: part.origin.n, reverse=True):
-        origin = part.origin
+    generation = before.generation
+    origins = [(part.origin, part.own is not None) for part in generation.parts]
+    origins += [(origin, True) for origin in generation.gone]  # none of its rows is read any more
+    for origin, kept in sorted(origins, key=lambda one: one[0].n, reverse=True):
         if not store.uri or not origin.uri or (origin.uri != store.uri and origin.n > store.n):
             continue
         if origin.uri in same:  # it was seen to hold more rows than these
@@ -163,7 +165,7 @@ def _known_rows(before: Live, store: Store) -> int:
         if origin.n <= store.n and fingerprint(origin.n) == origin.fingerprint:
             known = max(known, origin.n)
             same.add(origin.uri)
-        elif origin.uri == store.uri and part.own is None:
+        elif origin.uri == store.uri and not kept:
             changed = origin
     if changed is not None:
         raise ConflictError(

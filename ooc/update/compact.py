@@ -1,7 +1,8 @@
 """Compacting: all segments become one, and what is dead goes.
 
-A streaming copy of lists, in the order of the files: rows keep their numbers, so neither the stores nor the
-index's own copies of rows are read. Readers go on with the generation that they hold.
+A streaming copy of lists, in the order of the files, that reads no store; and of the rows that the index
+keeps itself, where many of them are dead (``ooc.update.shed``). Readers go on with the generation that they
+hold.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from ooc.units import DEFAULT_MEMORY
 from ooc.update.changing import changing
 from ooc.update.publish import Live, Next
 from ooc.update.retrain import retrain as retrained
+from ooc.update.shed import Renumbered, Shed, parts_left, shed_bytes, shedding
 
 __all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact", "due"]
 
@@ -81,11 +83,13 @@ def compact(
         tell = broadcast([observer, StatusWriter(status)])
         try:
             tell(Started(operation="compact", stages={"merge": 0.9, "publish": 0.1}))
-            with stage(tell, "merge", _bytes(before), unit="bytes") as at:
-                rows = _merge(before, place, at, stop)
+            sheds = shedding(before)
+            total = _bytes(before) + shed_bytes(before, sheds)
+            with stage(tell, "merge", total, unit="bytes") as at:
+                rows = _merge(before, made, sheds, place, at, stop)
             with stage(tell, "publish", 1) as at:
                 made.segments = []
-                end = generation.row_end
+                end = made.row_end
                 made.add_segment(place, Entry(name=made.segment_name, rows=rows, first_row=0, stop_row=end))
                 record = made.publish({"operation": "compact", "seconds": time.monotonic() - began})
                 at.tell(1)
@@ -106,9 +110,13 @@ def due(before: Live, *, auto: bool) -> bool:
     """Whether there is something to compact; with ``auto``, whether it is worth it."""
     segments = before.generation.segments
     dead, rows = sum(one.dead for one in segments), sum(one.rows for one in segments)
+    sheds = shedding(before)
     if auto:
-        return len(segments) > MOST_SEGMENTS or dead > MOST_DEAD * rows
-    return len(segments) > 1 or dead > 0
+        # Of a few rows that come and go often more than a fifth is dead.
+        kept = sum(one.part.rows - one.left for one in sheds)
+        many = len(segments) > MOST_SEGMENTS or kept > MOST_DEAD * before.generation.row_end
+        return many or dead > MOST_DEAD * rows
+    return len(segments) > 1 or dead > 0 or bool(sheds)
 
 
 def _outgrown(before: Live) -> bool:
@@ -124,11 +132,48 @@ def _bytes(before: Live) -> int:
     )
 
 
-def _merge(before: Live, place: SegmentLayout, at: Stage, stop: threading.Event | None) -> int:
+def _merge(
+    before: Live,
+    made: Next,
+    sheds: list[Shed],
+    place: SegmentLayout,
+    at: Stage,
+    stop: threading.Event | None,
+) -> int:
     """Write the lists of all segments as one segment; how many rows it has."""
+    done = 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        at.tell(done)
+
+    if not sheds:
+        return _merge_lists(before, place, None, at, told, stop)
+    numbers = Renumbered(before, sheds)
+    try:
+        parts, gone = parts_left(before, sheds, numbers, made.segment_name, told, stop)
+        rows = _merge_lists(before, place, numbers, at, told, stop)
+    except BaseException:
+        for path in before.layout.segments.glob(f"{made.segment_name}[a-z]*"):
+            remove_tree(path)
+        raise
+    made.renumber(parts, numbers.dead(before.dead), gone)
+    return rows
+
+
+def _merge_lists(
+    before: Live,
+    place: SegmentLayout,
+    numbers: Renumbered | None,
+    at: Stage,
+    told: Callable[[int], None],
+    stop: threading.Event | None,
+) -> int:
+    """Write the lists, with other numbers of rows where these are given; how many rows are in them."""
     layout, lists_per_row = before.layout, before.header.lists_per_row
     layouts = [layout.segment(one.name) for one in before.generation.segments]
-    dead = before.dead if before.generation.unfinished_deletions else None
+    dead = before.dead if before.generation.unfinished_deletions or numbers is not None else None
     codec = Codec.load(before.layout.template_file)
     with contextlib.closing(Segments(layouts, lists_per_row)) as segments:
         in_file, records = segments.in_segments, [one.record for one in segments.each]
@@ -144,8 +189,9 @@ def _merge(before: Live, place: SegmentLayout, at: Stage, stop: threading.Event 
         for some in lists.groups(COPY_BYTES):
             Stopped.raise_if(stop)
             left[some.first : some.last] = some.sizes
-            file.write(interleave(some.codes, some.rows, some.sizes))
-            at.tell(file.written)
+            numbered = some.rows if numbers is None else numbers.new(some.rows)
+            file.write(interleave(some.codes, numbered, some.sizes))
+            told(len(numbered) * (size + ID_BYTES))
         checksums = {place.lists.name: file.checksums()}
     checksums[place.header.name] = codec.save_header(place.header, left)
     entries = int(left.sum())

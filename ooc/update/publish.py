@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ooc.durable import make_directory, remove_tree, rename, write_bytes
 from ooc.index.dead import Dead
-from ooc.index.generation import Entry, Generation, Part
+from ooc.index.generation import Entry, Generation, Origin, Part
 from ooc.index.layout import Header, Layout, SegmentLayout
 from ooc.index.live_keys import LiveKeys
 from ooc.index.numbering import IdFiles, Numbering
@@ -110,7 +110,7 @@ class Next:
     @property
     def id_end(self) -> int:
         """The next id."""
-        return max(part.id_end for part in self.parts)
+        return max(int(self._record.get("id_end", 0)), *(part.id_end for part in self.parts), 0)
 
     def set(self, **entries: Any) -> Self:
         """Other entries of the record than those of the generation before."""
@@ -128,6 +128,15 @@ class Next:
         make_directory(place.root.parent)
         rename(made.root, place.root)
         self.segments.append(entry)
+
+    def renumber(self, parts: list[Part], dead: Dead, gone: list[Origin]) -> None:
+        """Other parts, in which some rows that were dead are not; ids that were given are not given again.
+
+        ``gone`` are the stores of parts that are no longer there.
+        """
+        known = [*self._before.generation.gone, *gone]
+        self.set(id_end=self.id_end, **({"gone": [asdict(one) for one in known]} if known else {}))
+        self.parts, self.dead = parts, dead
 
     def bury(self, rows: IntArray) -> None:
         """Rows ``(m,)``, live until now, are dead."""
@@ -153,6 +162,9 @@ class Next:
         before, layout = self._before.generation, self._layout
         dead = before.dead_file
         if self.dead is not self._before.dead:
+            dead = None
+            self._record.pop("dead", None)
+        if self.dead is not self._before.dead and self.dead.count:
             data, digest = self.dead.to_bytes()
             name = f"{self.number}.dead"
             write_bytes(layout.generation(self.number).parent / name, data)

@@ -62,12 +62,14 @@ X, QUERIES = vectors(1, N), vectors(2, 6) + np.float32(0.25)
 def model(change: str = "") -> Model:
     """What the index ``i.ooc`` answers that ``built`` made, after a change."""
     answers = Model(X[:N], "l2")
-    if change in ("append", "compact", "gc"):
+    if change in ("append", "compact", "gc", "shed"):
         answers.append(vectors(5, 1500))
     if change in ("upsert", "compact", "gc"):
         answers.upsert(IDS, vectors(6, len(IDS)))
     if change in ("delete", "compact", "gc"):
         answers.delete(np.arange(0, 900, 2))
+    if change == "shed":
+        answers.delete(np.arange(0, N + 1500, 2))
     return answers
 
 
@@ -162,6 +164,13 @@ def keys_of(first: int, stop: int) -> AnyArray:
 
 def _with_keys(place: Path) -> None:
     built(place, keys=keys_of(0, N))
+
+
+def _half_dead(place: Path) -> None:
+    """Rows of its own, with keys, of which every other one is dead."""
+    built(place, keys=keys_of(0, N), copy_vectors="always")
+    ooc.append(place / "i.ooc", vectors(5, 1500), keys=keys_of(N, N + 1500))
+    ooc.delete(place / "i.ooc", np.arange(0, N + 1500, 2))
 
 
 def _build(place: Path, tell: events.Observer) -> None:
@@ -412,6 +421,11 @@ OPERATIONS: dict[str, Operation] = {
         before=changed,
         run=lambda place, tell: ooc.compact(place / "i.ooc", observer=tell),
         answers=("compact",),
+    ),
+    "compact-own": Operation(
+        before=_half_dead,
+        run=lambda place, tell: ooc.compact(place / "i.ooc", observer=tell),
+        answers=("shed",),
     ),
     "compact-stopped": Operation(before=changed, run=_stopped, answers=("compact",)),
     "evaluate-update": Operation(

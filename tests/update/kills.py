@@ -18,7 +18,7 @@ MOST_STEPS = {
     "append": 190,
     "upsert": 200,
     "delete": 36,
-    "compact": 120,
+    "compact": 240,
     "gc": 60,
     "rollback": 10,
     "retrain": 440,

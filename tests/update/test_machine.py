@@ -193,6 +193,10 @@ class Changes(RuleBasedStateMachine):
         self.model = copy.deepcopy(self.past[number])
 
     @rule()
+    def verify(self) -> None:
+        assert ooc.verify(self.path, full=True)["findings"] == []
+
+    @rule()
     def reopen(self) -> None:
         self.follower.close()
         self.reader.close()

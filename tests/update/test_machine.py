@@ -36,8 +36,9 @@ N, D = 120, 6
 
 
 def vectors(seed: int, n: int) -> FloatArray:
-    # Whole numbers: distances are exact, and ties are many.
-    return np.random.default_rng(seed).integers(-4, 5, (n, D)).astype(np.float32)
+    # Whole numbers: distances are exact, and ties are many. Of another n they are others from the first on:
+    # a store that begins with all rows of another one is that one, grown.
+    return np.random.default_rng([seed, n]).integers(-4, 5, (n, D)).astype(np.float32)
 
 
 class Changes(RuleBasedStateMachine):

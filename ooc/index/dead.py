@@ -21,7 +21,7 @@ from ooc.errors import IndexDirError, ResourceError
 from ooc.index.roaring import decode
 from ooc.types import BytesArray, IntArray
 
-__all__ = ["Dead"]
+__all__ = ["Dead", "mark"]
 
 #: Rows that are unpacked at a time: a multiple of 8.
 _WINDOW = 1 << 20
@@ -104,8 +104,7 @@ class Dead:
         end = self.end if end is None else end
         bits = np.zeros(-(-end // 8), np.uint8)
         bits[: len(self.bits)] = self.bits
-        # Several rows may share a byte.
-        np.bitwise_or.at(bits, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))
+        mark(bits, rows)
         return type(self)(end, bits)
 
     def between(self, first: int, stop: int) -> int:
@@ -120,6 +119,12 @@ class Dead:
     def selector(self) -> Selector:
         """All other rows, for the engine's scan."""
         return Selector.of_other_bits(self.bits)
+
+
+def mark(bits: BytesArray, rows: IntArray) -> None:
+    """Set the bits of ``rows`` (any order, all within), laid out as ``Dead.bits``; in place."""
+    # Several rows may share a byte.
+    np.bitwise_or.at(bits, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))
 
 
 def _bitmap() -> Any:

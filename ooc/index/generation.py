@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from ooc.errors import IndexDirError
 from ooc.index.dead import Dead
 from ooc.index.layout import Layout
 
-__all__ = ["MOST_ROWS", "OWN_TEMPLATE", "Entry", "Generation", "Origin", "Part"]
+__all__ = ["MOST_ROWS", "OWN_TEMPLATE", "Entry", "Generation", "Origin", "Part", "id_end"]
 
 #: An index numbers fewer rows: what is kept of each of them in memory, a bit where rows are dead, is bounded.
 MOST_ROWS = 1 << 33
@@ -189,7 +189,7 @@ class Generation:
     @property
     def id_end(self) -> int:
         """One more than the largest id that was given."""
-        return max(int(self.record.get("id_end", 0)), *(part.id_end for part in self.parts), 0)
+        return id_end(self.record, self.parts)
 
     @property
     def gone(self) -> tuple[Origin, ...]:
@@ -328,6 +328,12 @@ class Generation:
                 raise ValueError(f"dead rows in {dead['file']!r}")
             _see_whole(dead["rows"])
         return cls(number=number, record=record, segments=segments, parts=parts, dead_file=dead)
+
+
+def id_end(record: Mapping[str, Any], parts: Sequence[Part]) -> int:
+    """One more than the largest id that was given: of parts, and of those that are no longer there."""
+    given: int = max(int(record.get("id_end", 0)), *(part.id_end for part in parts), 0)
+    return given
 
 
 def _see_whole(*values: object, most: int = MOST_ROWS) -> None:

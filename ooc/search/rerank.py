@@ -23,7 +23,6 @@ from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
 __all__ = ["distances", "vectors"]
 
-
 #: Rows of a wave that was not asked for: what is lost where it is not in memory after all.
 _UNASKED = 512
 

@@ -35,7 +35,7 @@ from ooc.update.publish import Live, Next
 from ooc.update.retrain import retrain as retrained
 from ooc.update.shed import Renumbered, Shed, parts_left, shed_bytes, shedding
 
-__all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact", "due"]
+__all__ = ["MOST_DEAD", "MOST_SEGMENTS", "compact"]
 
 #: With ``auto``: more segments than this, or a larger share of dead rows in the lists, are compacted.
 MOST_SEGMENTS, MOST_DEAD = 8, 0.2
@@ -69,7 +69,8 @@ def compact(
                 before, memory=memory, threads=threads, store=store, observer=observer, stop=stop
             )
             return _figures(before, record, seconds=time.monotonic() - began, trained=True)
-        if not due(before, auto=auto):
+        sheds = shedding(before)
+        if not _due(before, sheds, auto=auto):
             message = "there is nothing to compact" + (" yet" if auto else "")
             tell(Note(message=message, kind="nothing-to-compact"))
             return _figures(before, generation.record, seconds=0.0)
@@ -83,7 +84,6 @@ def compact(
         tell = broadcast([observer, StatusWriter(status)])
         try:
             tell(Started(operation="compact", stages={"merge": 0.9, "publish": 0.1}))
-            sheds = shedding(before)
             total = _bytes(before) + shed_bytes(before, sheds)
             with stage(tell, "merge", total, unit="bytes") as at:
                 rows = _merge(before, made, sheds, place, at, stop)
@@ -95,9 +95,9 @@ def compact(
                 at.tell(1)
         except BaseException:
             remove_tree(place.root)
-            remove_tree(status.parent)
             raise
-        remove_tree(status.parent)
+        finally:
+            remove_tree(status.parent)
         if not any(layout.builds.iterdir()):
             remove_tree(layout.builds)
         seconds = time.monotonic() - began
@@ -106,11 +106,10 @@ def compact(
         return figures
 
 
-def due(before: Live, *, auto: bool) -> bool:
+def _due(before: Live, sheds: list[Shed], *, auto: bool) -> bool:
     """Whether there is something to compact; with ``auto``, whether it is worth it."""
     segments = before.generation.segments
     dead, rows = sum(one.dead for one in segments), sum(one.rows for one in segments)
-    sheds = shedding(before)
     if auto:
         # Of a few rows that come and go often more than a fifth is dead.
         kept = sum(one.part.rows - one.left for one in sheds)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ooc.durable import make_directory, remove_tree, rename, write_bytes
 from ooc.index.dead import Dead
-from ooc.index.generation import Entry, Generation, Origin, Part
+from ooc.index.generation import Entry, Generation, Origin, Part, id_end
 from ooc.index.layout import Header, Layout, SegmentLayout
 from ooc.index.live_keys import LiveKeys
 from ooc.index.numbering import IdFiles, Numbering
@@ -110,7 +110,7 @@ class Next:
     @property
     def id_end(self) -> int:
         """The next id."""
-        return max(int(self._record.get("id_end", 0)), *(part.id_end for part in self.parts), 0)
+        return id_end(self._record, self.parts)
 
     def set(self, **entries: Any) -> Self:
         """Other entries of the record than those of the generation before."""
@@ -164,11 +164,11 @@ class Next:
         if self.dead is not self._before.dead:
             dead = None
             self._record.pop("dead", None)
-        if self.dead is not self._before.dead and self.dead.count:
-            data, digest = self.dead.to_bytes()
-            name = f"{self.number}.dead"
-            write_bytes(layout.generation(self.number).parent / name, data)
-            dead = {"file": name, "digest": digest, "rows": self.dead.count}
+            if self.dead.count:
+                data, digest = self.dead.to_bytes()
+                name = f"{self.number}.dead"
+                write_bytes(layout.generation(self.number).parent / name, data)
+                dead = {"file": name, "digest": digest, "rows": self.dead.count}
         order = dict(self._record.get("order") or {})
         if order.get("sketch"):  # it is a file of an earlier generation, and stays that
             order.setdefault("sketch_of", before.number)

@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 
 from ooc.build.merge import write_record
 from ooc.build.sample import npy_header
+from ooc.build.sizes import BLOCK_ROWS
 from ooc.durable import DurableFile, as_bytes, block_checksums, make_directory, npy_head, remove_tree
 from ooc.errors import IndexDirError, Stopped
-from ooc.index.dead import Dead
+from ooc.index.dead import Dead, mark
 from ooc.index.generation import Origin, Part
 from ooc.index.keys import KeyTable, key_files, write_keys
 from ooc.index.layout import SegmentLayout
 from ooc.index.numbering import IdFiles
 from ooc.index.segment import read_checksums, read_record
+from ooc.stores.base import Store
 from ooc.stores.keys import BLOCK_KEYS, KeyBlock, KeySource
 from ooc.stores.npy import open_npy
 from ooc.types import AnyArray, IntArray
@@ -39,8 +41,8 @@ __all__ = ["MOST_KEPT", "Renumbered", "Shed", "parts_left", "shed_bytes", "shedd
 #: A part keeps its dead rows until they are a larger share of it.
 MOST_KEPT = 0.2
 
-#: Rows that a checksum of vectors covers, and rows that are looked at together for those that live.
-_BLOCK_ROWS, _WINDOW = 1024, 1 << 16
+#: Rows that are looked at together for those that live.
+_WINDOW = 1 << 16
 #: Rows that are counted together.
 _COUNTED = 1 << 23
 _WORD = 64
@@ -118,9 +120,9 @@ class Renumbered:
         bits = np.zeros(-(-(old_end + 1) // _WORD) * (_WORD // 8), np.uint8)
         for one in sheds:
             for rows in _windows(one.part):
-                goes = ~_stays(before.dead, rows, one)
-                np.bitwise_or.at(bits, rows[goes] >> 3, np.left_shift(1, rows[goes] & 7).astype(np.uint8))
-        self._bits = bits
+                mark(bits, rows[~_stays(before.dead, rows, one)])
+        #: A row beyond the last is in it, of which it is asked how many go before.
+        self._gone = Dead(old_end + 1, bits)
         self._words = bits.view("<u8")
         counts = np.bitwise_count(self._words).astype(np.int64)
         #: How many go of the rows before each word.
@@ -138,9 +140,7 @@ class Renumbered:
         """The dead rows that stay, by their new numbers."""
         bits = np.zeros(-(-self.end // 8), np.uint8)
         for rows in dead.windows():
-            goes = (self._bits[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1
-            new = self.new(rows[goes == 0])
-            np.bitwise_or.at(bits, new >> 3, np.left_shift(1, new & 7).astype(np.uint8))
+            mark(bits, self.new(rows[~self._gone.contains(rows)]))
         return Dead(self.end, bits)
 
 
@@ -259,46 +259,58 @@ def _vectors(
     for path in (own.vectors, own.scales):
         if path == own.scales and not path.exists():
             continue
-        expected = said.get(path.name, [])
+        digests: list[str] = []
         with contextlib.closing(open_npy(path)) as store:
-            if store.n != one.part.rows or len(expected) != -(-store.n // _BLOCK_ROWS):
-                raise _damaged(path)
             size = one.left * store.d * store.dtype.itemsize
             header = npy_header((one.left, store.d), store.dtype)
-            digests: list[str] = []
-            held: list[AnyArray] = []
-            waiting = 0
             with DurableFile(place.root / path.name, size=len(header) + size) as file:
                 file.write(header)
-                for begin in range(0, store.n, _BLOCK_ROWS):
-                    Stopped.raise_if(stop)
-                    end = min(begin + _BLOCK_ROWS, store.n)
-                    rows = np.arange(begin, end) + one.part.first_row
-                    stays = _stays(before.dead, rows, one)
-                    if not stays.any():
-                        continue
-                    block = np.ascontiguousarray(store.read(begin, end))
-                    if xxhash.xxh3_128_hexdigest(as_bytes(block)) != expected[begin // _BLOCK_ROWS]:
-                        raise _damaged(path)
-                    held.append(block[stays])
-                    store.forget(begin, end)
-                    waiting += len(held[-1])
-                    if waiting >= _BLOCK_ROWS:
-                        some = np.concatenate(held)
-                        _write(file, some[:_BLOCK_ROWS], digests, told)
-                        held = [some[_BLOCK_ROWS:]]
-                        waiting = len(held[0])
-                if waiting:
-                    _write(file, np.concatenate(held), digests, told)
-            checksums[path.name] = digests
+                expected = said.get(path.name, [])
+                for block in _blocks(_vectors_that_stay(before, one, path, store, expected, stop)):
+                    file.write(block)
+                    digests.append(xxhash.xxh3_128_hexdigest(as_bytes(block)))
+                    told(block.nbytes)
+        checksums[path.name] = digests
     return checksums
 
 
-def _write(file: DurableFile, rows: AnyArray, digests: list[str], told: Callable[[int], None]) -> None:
-    """Write a block of rows."""
-    file.write(rows)
-    digests.append(xxhash.xxh3_128_hexdigest(as_bytes(rows)))
-    told(rows.nbytes)
+def _vectors_that_stay(
+    before: Live,
+    one: Shed,
+    path: Path,
+    store: Store,
+    expected: Sequence[str],
+    stop: threading.Event | None,
+) -> Iterator[AnyArray]:
+    """The vectors of a part that stay, some at a time, of blocks that are seen to be what was written."""
+    if store.n != one.part.rows or len(expected) != -(-store.n // BLOCK_ROWS):
+        raise _damaged(path)
+    for begin, digest in zip(range(0, store.n, BLOCK_ROWS), expected, strict=True):
+        Stopped.raise_if(stop)
+        end = min(begin + BLOCK_ROWS, store.n)
+        stays = _stays(before.dead, np.arange(begin, end) + one.part.first_row, one)
+        if not stays.any():
+            continue
+        block = np.ascontiguousarray(store.read(begin, end))
+        if xxhash.xxh3_128_hexdigest(as_bytes(block)) != digest:
+            raise _damaged(path)
+        yield block[stays]
+        store.forget(begin, end)
+
+
+def _blocks(pieces: Iterator[AnyArray]) -> Iterator[AnyArray]:
+    """Rows in blocks of ``BLOCK_ROWS``, the last of which may be shorter; no piece has more."""
+    held: list[AnyArray] = []
+    waiting = 0
+    for piece in pieces:
+        held.append(piece)
+        waiting += len(piece)
+        if waiting >= BLOCK_ROWS:
+            rows = np.concatenate(held)
+            yield rows[:BLOCK_ROWS]
+            held, waiting = [rows[BLOCK_ROWS:]], waiting - BLOCK_ROWS
+    if waiting:
+        yield np.concatenate(held)
 
 
 def _ids(before: Live, one: Shed, place: SegmentLayout) -> tuple[int, list[str]]:

@@ -15,6 +15,7 @@ from ooc.index.dead import Dead
 from ooc.index.layout import SegmentLayout
 from ooc.index.lists import ID_BYTES, ListsReader, list_groups
 from ooc.index.segment import read_checksums
+from ooc.stores.mapped import gather_bytes
 from ooc.types import BytesArray, IntArray
 
 __all__ = ["Group", "LiveLists"]
@@ -91,32 +92,27 @@ class LiveLists:
             reader.finish()
 
     def _read(self, first: int, last: int) -> Group:
-        pieces = [reader.read(first, last) for reader in self._readers]
-        places = [0] * len(pieces)
-        codes: list[BytesArray] = []
-        ids: list[BytesArray] = []
-        sizes = np.zeros(last - first, np.int64)
-        counts = [reader.sizes[first:last].tolist() for reader in self._readers]
-        for i in range(last - first):
-            for r, piece in enumerate(pieces):
-                count = counts[r][i]
-                if not count:
-                    continue
-                begin = places[r]
-                middle = begin + count * self._code_size
-                end = places[r] = middle + count * ID_BYTES
-                codes.append(piece[begin:middle])
-                ids.append(piece[middle:end])
-                sizes[i] += count
-        all_codes = np.concatenate([np.empty(0, np.uint8), *codes]).reshape(-1, self._code_size)
-        rows = np.concatenate([np.empty(0, np.uint8), *ids]).view(np.int64)
-        if self._dead is not None:
-            if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self._dead.end):
+        data = np.concatenate([np.empty(0, np.uint8), *(one.read(first, last) for one in self._readers)])
+        # Entries of each list in each file, and where they begin in what was read: one file after the other.
+        each = [one.sizes[first:last] for one in self._readers]
+        counts = np.array(each, np.int64).reshape(-1, last - first)
+        begins = (np.cumsum(counts) - counts.reshape(-1)) * (self._code_size + ID_BYTES)
+        # Of each list what all files have of it; of that first the codes, then the ids.
+        sizes, size = counts.sum(axis=0), counts.T.reshape(-1)
+        part = np.repeat(np.arange(len(size)), size)
+        place = np.arange(len(part)) - (np.cumsum(size) - size)[part]
+        begin = begins.reshape(counts.shape).T.reshape(-1)[part]
+        codes_at = begin + place * self._code_size
+        ids_at = begin + size[part] * self._code_size + place * ID_BYTES
+        rows = gather_bytes(data, ids_at, ID_BYTES).view(np.int64)
+        if self._dead is not None and len(rows):
+            if int(rows.min()) < 0 or int(rows.max()) >= self._dead.end:
                 raise self._readers[0].damaged(f"row {rows.max()} is in it, or in lists beside it")
             alive = ~self._dead.contains(rows)
             ends = np.concatenate(([0], np.cumsum(alive)))[np.concatenate(([0], np.cumsum(sizes)))]
-            all_codes, rows, sizes = all_codes[alive], rows[alive], np.diff(ends)
-        return Group(first=first, last=last, codes=all_codes, rows=rows, sizes=sizes)
+            codes_at, rows, sizes = codes_at[alive], rows[alive], np.diff(ends)
+        codes = gather_bytes(data, codes_at, self._code_size).reshape(-1, self._code_size)
+        return Group(first=first, last=last, codes=codes, rows=rows, sizes=sizes)
 
     def close(self) -> None:
         """Close the files; may be called twice."""

@@ -324,5 +324,5 @@ def _path(file: str) -> Path:
 
 def gather_bytes(data: BytesArray, offsets: IntArray, width: int) -> BytesArray:
     """``width`` bytes at each of ``offsets``, as ``(m * width,)``, with no loop and no second copy."""
-    items = np.ndarray((len(data) - width + 1,), np.dtype((np.void, width)), data.data, 0, (1,))
+    items = np.ndarray((max(len(data) - width + 1, 0),), np.dtype((np.void, width)), data.data, 0, (1,))
     return items[offsets].view(np.uint8)

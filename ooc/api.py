@@ -776,7 +776,7 @@ def export(
     path : path
         The file. It appears when it is whole.
     overwrite : bool
-        Replace a file that is there.
+        Replace a file of faiss's that is there.
     nprobe : int, optional
         Lists that faiss looks into where its caller sets no ``nprobe``; default: those of a search here.
     progress, observer, stop
@@ -793,8 +793,10 @@ def export(
     IndexDirError
         There is no finished index, or it is damaged.
     ConflictError
-        The file is there.
-    ArgumentError, ResourceError, Stopped
+        The file is there, or something else than a file of faiss's.
+    ArgumentError
+        ``path`` is a store of the index, or within an index.
+    ResourceError, Stopped
         As for ``build``; nothing is written.
     """
     from ooc.cli.progress import observer_for

@@ -25,7 +25,7 @@ from ooc.engine.codec import (
     version,
 )
 from ooc.engine.distances import pairs
-from ooc.engine.foreign import Foreign, read_foreign
+from ooc.engine.foreign import Foreign, is_foreign, read_foreign
 from ooc.engine.handicap import Handicap
 from ooc.engine.interrupt import interruptible
 from ooc.engine.lists import DiskLists
@@ -56,6 +56,7 @@ __all__ = [
     "code_distances",
     "header_skeleton",
     "interruptible",
+    "is_foreign",
     "one_thread",
     "pairs",
     "read_foreign",

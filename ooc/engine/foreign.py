@@ -18,7 +18,7 @@ from ooc.engine.codec import ID_BYTES, WORKS_ON_DISK, Codec, code_bytes
 from ooc.errors import ArgumentError, IndexDirError, PlanError, ResourceError
 from ooc.types import IntArray, Metric
 
-__all__ = ["Foreign", "read_foreign"]
+__all__ = ["Foreign", "is_foreign", "read_foreign"]
 
 #: How the files begin that may hold what is taken over, and those of which it is known what they are.
 _IVF = (b"IwFl", b"IwSq", b"IwPQ", b"Iwrq", b"Iwrr", b"IwEe")
@@ -151,11 +151,23 @@ def read_foreign(path: Path, *, metric: Metric | None = None, lists: Path | None
     )
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a file begins as those of faiss do whose kinds are known here, or is empty."""
+    try:
+        return path.is_file() and _magic(path) in (b"", *_IVF, _CHAIN, *_REFINED, *_OTHERS)
+    except OSError:
+        return False
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(b"IwFl"))
+
+
 def _read(path: Path) -> tuple[Any, str]:
     """The index in the file, its lists mapped or not opened; and what of the file was passed over."""
     try:
-        with path.open("rb") as file:
-            magic = file.read(len(b"IwFl"))
+        magic = _magic(path)
     except OSError as error:
         raise ArgumentError(
             f"{path} cannot be read: {error.strerror}", kind="faiss-file", hint="Name what faiss wrote."

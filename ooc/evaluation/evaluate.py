@@ -22,6 +22,7 @@ from ooc.evaluation.png import check_png, png
 from ooc.evaluation.recall import CONFIDENCE, limits
 from ooc.evaluation.rows import Numbered, indexed_rows, numbered
 from ooc.evaluation.update import update as measure_anew
+from ooc.index.layout import see_outside
 from ooc.search.queries import as_queries, check_at_least
 from ooc.search.searcher import Index, open_index
 from ooc.stores import Store, open_store
@@ -264,6 +265,7 @@ def _place(path: PathOrStr | None, suffixes: tuple[str, ...], overwrite: bool) -
             hint=f"End it in {' or '.join(suffixes)}.",
         )
     target = existing_parent(Path(path).expanduser())
+    see_outside(target)
     if target.is_dir() or (target.exists() and not overwrite):
         raise ConflictError(
             f"{target} exists", kind="out-exists", hint="Name another file, or replace it with --overwrite."

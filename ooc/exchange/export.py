@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 from ooc.build.sizes import COPY_BYTES
 from ooc.build.work import Work
 from ooc.durable import DurableFile
-from ooc.engine import Codec, begin_single
+from ooc.engine import Codec, begin_single, is_foreign
 from ooc.errors import ArgumentError, ConflictError, IndexDirError, ResourceError, Stopped
 from ooc.events import Observer, Stage, Started, stage
 from ooc.exchange.spilled import FirstEntries
-from ooc.index.layout import Layout
+from ooc.index.generation import Generation
+from ooc.index.layout import Layout, see_outside
 from ooc.index.lists import ID_BYTES, interleave, list_groups
 from ooc.index.live_lists import Group, LiveLists
 from ooc.search.budget import Budget
 from ooc.search.opened import Opened
 from ooc.search.queries import check_at_least
+from ooc.stores.targets import check_not_stores
 from ooc.types import IntArray, PathOrStr
 
 __all__ = ["export"]
@@ -56,27 +58,32 @@ def export(
     if nprobe is not None:
         check_at_least("nprobe", nprobe, 1)
     with contextlib.closing(Opened.newest(layout, layout.read_header(), Budget.of(None))) as view:
-        target = _target(path, layout, overwrite=overwrite)
+        target = _target(path, view.generation, overwrite=overwrite)
         return _Run("export", layout, observer, stop).write(view, target, nprobe)
 
 
-def _target(path: PathOrStr, layout: Layout, *, overwrite: bool) -> Path:
+def _target(path: PathOrStr, generation: Generation, *, overwrite: bool) -> Path:
     target = Path(path).expanduser().absolute()
     if not target.parent.is_dir():
         raise ArgumentError(
             f"the directory {target.parent} is missing", kind="out-name", hint="Make it first."
         )
-    if layout.root.resolve() in (target.resolve(), *target.resolve().parents):
-        raise ArgumentError(
-            f"{target} is within the index itself", kind="out-name", hint="Name a file outside of it."
-        )
+    see_outside(target)
+    origins = (*(part.origin for part in generation.parts), *generation.gone)
+    check_not_stores(target, [one.uri for one in origins], what="a store of the index")
     if not os.path.lexists(target):
         return target
-    if target.is_dir() or not overwrite:
+    if not overwrite:
         raise ConflictError(
             f"{target} exists",
             kind="out-exists",
             hint="Name another file, or replace it with overwrite=True, --overwrite on the command line.",
+        )
+    if not is_foreign(target):
+        raise ConflictError(
+            f"{target} is no file of faiss's: it is not replaced",
+            kind="out-exists",
+            hint="Name another file.",
         )
     return target
 

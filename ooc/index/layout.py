@@ -44,7 +44,7 @@ from ooc.durable import (
     write_sealed,
 )
 from ooc.engine import LISTS_NAME
-from ooc.errors import ConflictError, IndexDirError, ResourceError
+from ooc.errors import ArgumentError, ConflictError, IndexDirError, ResourceError
 from ooc.types import METRICS, Metric, PathOrStr
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "Header",
     "Layout",
     "SegmentLayout",
+    "see_outside",
     "see_plain",
 ]
 
@@ -346,6 +347,24 @@ class Layout:
         write_sealed(self.generation(number), record)
         self.make_live(number)
         remove_file(self.publishing)
+
+
+def see_outside(path: Path) -> None:
+    """See that a file to be written is not within an index directory, where it would count as damage.
+
+    Raises
+    ------
+    ArgumentError
+        ``out-name``.
+    """
+    wanted = Path(os.path.realpath(path))
+    for root in (wanted, *wanted.parents):
+        if Layout(root).is_index():
+            raise ArgumentError(
+                f"{path} is within the index {root} itself" if root != wanted else f"{path} is an index",
+                kind="out-name",
+                hint="Name a file outside of it.",
+            )
 
 
 def see_plain(directory: Path, but: Sequence[Path] = ()) -> None:

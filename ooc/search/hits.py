@@ -24,6 +24,7 @@ import numpy as np
 
 from ooc.durable import DurableFile, RowsFile, make_directory, npy_head, sync_tree, write_json
 from ooc.errors import ArgumentError, ConflictError, MissingExtraError, ResourceError
+from ooc.index.layout import see_outside
 from ooc.search.hit_writer import HitWriter
 from ooc.stores.write import (
     HDF5_SUFFIXES,
@@ -295,6 +296,7 @@ def check_out(path: PathOrStr, *, overwrite: bool = False, suffixes: Sequence[st
             hint=f"End it in one of {', '.join(suffixes)}.",
         )
     target = existing_parent(name.expanduser())
+    see_outside(target)
     if not os.path.lexists(target):
         return target
     if not overwrite:
@@ -343,7 +345,7 @@ def open_hits(
     Raises
     ------
     ArgumentError
-        When the suffix is not one of ``SUFFIXES``, or the directory is missing.
+        When the suffix is not one of ``SUFFIXES``, or the directory is missing or of an index.
     ConflictError
         When something is there and shall not be overwritten, or holds something else than results; or
         when another search writes it at this moment.

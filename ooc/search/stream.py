@@ -99,7 +99,8 @@ def search_to(
     DataError
         Queries of another width, or one with NaN or infinity; the message has its number.
     ArgumentError
-        An argument is wrong, the directory of ``out`` is missing, or ``out`` is the queries' store.
+        An argument is wrong, the directory of ``out`` is missing, or ``out`` is the store of the queries
+        or of the index, or within an index.
     ConflictError
         ``out`` exists, or holds something else than results, or is being written.
     ResourceError
@@ -110,7 +111,7 @@ def search_to(
     # Formats and what writes them are imported by those who write: an index is opened without.
     from ooc.search.hits import check_out, open_hits
     from ooc.stores import Store, open_store
-    from ooc.stores.targets import check_not_source
+    from ooc.stores.targets import check_not_source, check_not_stores
 
     tell = observer or events.ignore
     begun = time.monotonic()
@@ -124,6 +125,8 @@ def search_to(
     store = open_store(queries)
     try:
         check_not_source(queries, store, target)
+        stores = [part["uri"] for part in index.info()["stores"]]
+        check_not_stores(target, stores, what="a store of the index")
         nq = store.n if first is None else min(first, store.n)
         settings: dict[str, Any] = {
             **search_settings(index, k, recall, nprobe, rerank, allowed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ooc.stores.write_arrow import ARROW_COMPRESSIONS, ARROW_SUFFIXES, PARQUET_C
 from ooc.stores.write_raw import RAW_DTYPES, RawWriter, raw_layout
 from ooc.types import PathOrStr, StoreLike
 
-__all__ = ["Target", "check_not_source", "parse_target"]
+__all__ = ["Target", "check_not_source", "check_not_stores", "parse_target"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,15 +289,35 @@ def check_not_source(src: StoreLike, store: Store, path: Path) -> None:
     ArgumentError
         ``same-path``.
     """
-    names = json.loads(store.uri) if store.uri.startswith('["') else [store.uri]
-    if isinstance(src, str | os.PathLike):
-        names.append(os.fspath(src))
+    names = [store.uri, os.fspath(src)] if isinstance(src, str | os.PathLike) else [store.uri]
+    check_not_stores(path, names, what="the source itself")
+
+
+def check_not_stores(path: Path, uris: Iterable[str], *, what: str) -> None:
+    """See that a destination is none of some stores, under whatever name, nor lies in one.
+
+    Raises
+    ------
+    ArgumentError
+        ``same-path``; the message says ``what`` they are.
+    """
     wanted = Path(os.path.realpath(path))
-    for name in names:
-        source = Path(os.path.realpath(name.partition("::")[0]))
-        if name and (source == wanted or (source.is_dir() and wanted.is_relative_to(source))):
-            raise ArgumentError(
-                f"{path} is the source itself, or lies in it",
-                kind="same-path",
-                hint="Name another destination.",
-            )
+    for uri in uris:
+        for name in json.loads(uri) if uri.startswith('["') else [uri]:
+            source = Path(os.path.realpath(name.partition("::")[0]))
+            if name and (_same(source, wanted) or (source.is_dir() and wanted.is_relative_to(source))):
+                raise ArgumentError(
+                    f"{path} is {what}, or lies in it",
+                    kind="same-path",
+                    hint="Name another destination.",
+                )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file: also by hard links."""
+    if one == other:
+        return True
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return False

@@ -188,8 +188,27 @@ def test_what_is_in_the_way_stays(tmp_path: Path, rows: FloatArray) -> None:
         ooc.export(index, tmp_path / "e.faiss", stop=stop)
     assert {path.name for path in tmp_path.iterdir()} == {"base.npy", "i.ooc", "there.faiss"}
     assert tree(index) == before
+    with pytest.raises(ooc.ConflictError, match="no file of faiss's"):
+        ooc.export(index, out, overwrite=True)
+    assert out.read_text() == "mine"
+    out.write_text("")
+    ooc.export(index, out, overwrite=True)
     ooc.export(index, out, overwrite=True, nprobe=5)
     assert faiss.read_index(str(out)).nprobe == 5
+
+
+def test_no_store_of_the_index_is_written_over(tmp_path: Path, rows: FloatArray) -> None:
+    index = built(tmp_path, rows, "IVF16,SQ8", "l2")
+    np.save(tmp_path / "more.npy", rows[N:])
+    ooc.append(index, tmp_path / "more.npy")
+    (tmp_path / "link.npy").symlink_to("base.npy")
+    (tmp_path / "hard.npy").hardlink_to(tmp_path / "base.npy")
+    before = tree(tmp_path)
+    for name in ("base.npy", "more.npy", "link.npy", "hard.npy"):
+        with pytest.raises(ooc.ArgumentError, match="store of the index") as caught:
+            ooc.export(index, tmp_path / name, overwrite=True)
+        assert caught.value.kind == "same-path"
+    assert tree(tmp_path) == before
 
 
 def test_damaged_lists_are_seen_and_no_file_is_left(tmp_path: Path, rows: FloatArray) -> None:

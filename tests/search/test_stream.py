@@ -24,6 +24,7 @@ from ooc.durable import partial_name
 from ooc.search.stream import batch_queries
 from ooc.stores.array import ArrayStore
 from ooc.types import FloatArray, IntArray
+from tests.helpers import tree
 
 NAMES = ["hits.npz", "hits.h5", "hits.hdf5", "hits.zarr", "hits.parquet", "hits.pq"]
 
@@ -236,6 +237,22 @@ def test_the_queries_are_not_overwritten_by_their_results(
     refused(
         index, ooc.ArgumentError, "same-path", tmp_path / "q.parquet", tmp_path / "q.parquet", overwrite=True
     )
+
+
+def test_results_go_neither_into_an_index_nor_over_its_store(queries: FloatArray, tmp_path: Path) -> None:
+    store, path = tmp_path / "x.parquet", tmp_path / "i.ooc"
+    ooc.convert(queries, store)
+    ooc.build(store, path, factory="IVF1,Flat")
+    inside = path / "generations" / "hits.npz"
+    before = tree(tmp_path)
+    with ooc.open_index(path) as index:
+        refused(index, ooc.ArgumentError, "same-path", queries, store, overwrite=True)
+        refused(index, ooc.ArgumentError, "out-name", queries, inside)
+    with pytest.raises(ooc.ArgumentError, match="within the index"):
+        ooc.exact(store, queries, k=3, out=inside)
+    with pytest.raises(ooc.ArgumentError, match="within the index"):
+        ooc.evaluate(path, queries, k=3, html=path / "page.html")
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", NAMES[:5])

@@ -49,7 +49,7 @@ def _best_of_one(found: FloatArray, ids: IntArray, k: int, metric: Metric) -> tu
     """As ``best``, of one query ``(m,)`` by Python's own sort: see ``ooc.vectors.first_places``."""
     key = found if metric == "l2" else -found
     near = sorted(zip(key.tolist(), ids.tolist(), strict=True))
-    if ids.min() < 0:
+    if ids.min(initial=0) < 0:  # there may be none at all
         near = [one for one in near if one[1] >= 0]
     near = near[:k]
     top_d = np.array([[value for value, _ in near]], np.float32)

@@ -84,6 +84,20 @@ def test_a_filter_is_made_once_for_many_searches(made: Path, xq: FloatArray) -> 
         np.testing.assert_array_equal(everything[1], index.search(xq, 5)[1])
 
 
+@pytest.mark.parametrize("nq", [1, 2])
+def test_where_nothing_is_allowed_nothing_is_found(made: Path, xq: FloatArray, nq: int) -> None:
+    nothing: tuple[Any, ...] = ([], range(0), np.zeros(5000, bool))
+    options: tuple[dict[str, Any], ...] = ({}, {"recall": 1}, {"nprobe": 1}, {"rerank": 0})
+    with ooc.open_index(made) as index:
+        for allowed in (*nothing, index.filter([])):
+            for more in options:
+                found, ids = index.search(xq[:nq], 3, filter=allowed, **more)
+                assert (ids == np.full((nq, 3), -1)).all()
+                assert np.isinf(found).all()
+                assert index.explain(xq[:nq], 3, filter=allowed, **more).rows == 0
+            assert not len(index.range_search(xq[:nq], 1.0, filter=allowed)[2])
+
+
 def test_range_search_under_a_filter(made: Path, x: FloatArray, xq: FloatArray) -> None:
     odd = np.arange(1, 5000, 2)
     with ooc.open_index(made) as index:

@@ -73,7 +73,7 @@ def test_search_equals_exact_search_over_the_probed_lists(
 @given(data=st.data())
 def test_best_is_a_sort(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    nq, m, k = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 400)), data.draw(st.integers(1, 30))
+    nq, m, k = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 400)), data.draw(st.integers(1, 30))
     metric = data.draw(st.sampled_from(["l2", "ip"]))
     found = rng.integers(0, data.draw(st.sampled_from([3, 50, 10**6])), (nq, m)).astype(np.float32)  # ties
     ids = np.stack([rng.permutation(m) for _ in range(nq)]).astype(np.int64)

@@ -215,11 +215,16 @@ def test_compaction_changes_no_answer_and_drops_what_is_dead(
 
 def test_everything_may_be_deleted(built: tuple[Path, Model], rows: FloatArray, queries: FloatArray) -> None:
     path, model = built
+    ooc.delete(path, np.arange(40))
+    with ooc.open_index(path) as index:  # of what a filter allows
+        assert (index.search(queries[0], 3, filter=range(40))[1] == -1).all()
     ooc.delete(path, np.arange(N))
     model.delete(np.arange(N))
     model.check_at(path, queries)
+    model.check_at(path, queries[:1])
     ooc.compact(path)
     model.check_at(path, queries)
+    model.check_at(path, queries[:1])
     ooc.append(path, rows[N : N + 50])
     model.append(rows[N : N + 50])
     model.check_at(path, queries)

@@ -89,7 +89,7 @@ def open_index(
 class Index:
     """An open index. Make one with ``ooc.open_index``; close it, or use it in a ``with`` block.
 
-    Searching is safe from several threads.
+    Safe from several threads, also to close while others search.
 
     Attributes
     ----------
@@ -112,26 +112,32 @@ class Index:
         self.d: int = self._header.d
         self.metric: Metric = self._header.metric
         self._metadata = None if metadata is None else Metadata(metadata, self._budget.batch_bytes)
-        self._follow, self._refreshing = follow, threading.Lock()
-        self._opened: Opened | None = self._open()
+        # Reentrant: a signal's handler may close the index while this thread refreshes it.
+        self._follow, self._changing = follow, threading.RLock()
+        self._published = _stamp(layout)  # before: what is published meanwhile is newer
+        #: Every search has a reference of its own to the generation that it reads, and its mappings go with
+        #: the last of them. So nothing is unmapped under a search, and a query pays nothing for that.
+        self._opened: Opened | None = self._newest()
 
-    def _open(self) -> Opened:
-        self._published = _stamp(self._layout)  # before: what is published meanwhile is newer
+    def _newest(self) -> Opened:
         return Opened.newest(self._layout, self._header, self._budget, self._moved)
 
+    @ResourceError.if_refused("opening the newest generation")
     def refresh(self) -> bool:
         """Move to the newest generation, if there is a newer one; whether there was.
 
         Searches that run meanwhile end with the generation that they began with.
         """
-        with self._refreshing:
-            before = self._view(look=False)
-            self._published = _stamp(self._layout)
-            if self._layout.live() == before.generation.number:
-                return False
-            # Closed when the last search lets go of it.
-            self._opened = self._open()
-            return True
+        with self._changing:
+            before, published = self._view(look=False), _stamp(self._layout)
+            newer = self._layout.live() != before.generation.number
+            if newer:
+                opened = self._newest()
+                if self._opened is before:  # not closed meanwhile
+                    self._opened = opened
+            # Last: where opening failed, the next search tries again.
+            self._published = published
+            return newer
 
     @property
     def generation(self) -> int:
@@ -718,10 +724,12 @@ class Index:
         return view
 
     def close(self) -> None:
-        """Give mappings and files up; may be called twice."""
-        view, self._opened = self._opened, None
-        if view is not None:
-            view.close()
+        """Give mappings and files up; may be called twice.
+
+        Searches that run in other threads end as if it were open; their mappings go with the last of them.
+        """
+        with self._changing:
+            self._opened = None
 
     def __enter__(self) -> Self:
         return self

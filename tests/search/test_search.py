@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -327,6 +328,80 @@ def test_opening_is_light_and_closing_gives_everything_back(l2: Path, xq: FloatA
     assert open_files() <= before + 1
     with pytest.raises(ooc.ArgumentError, match="closed"):
         index.search(xq)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".h5", ".zarr"])
+def test_closing_lets_go_of_everything_at_once(
+    x: FloatArray, xq: FloatArray, tmp_path: Path, suffix: str
+) -> None:
+    store = tmp_path / f"x{suffix}"
+    ooc.convert(x, store)
+    build(store, tmp_path / "i", factory="IVF16,SQ8", copy_vectors="never")
+
+    def held() -> list[str]:
+        files = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]  # noqa: PTH115
+        return [one for one in (*files, *Path("/proc/self/maps").read_text().split()) if str(tmp_path) in one]
+
+    index = ooc.open_index(tmp_path / "i", follow=True)
+    index.search(xq)
+    index.search(xq[0], filter=range(100), return_vectors=True)
+    index.explain(xq)
+    index.range_search(xq, 1.0)
+    index.info()
+    with pytest.raises(ooc.DataError):
+        index.search(xq[:, 1:])
+    assert held()
+    gc.disable()  # nothing waits for a collection
+    try:
+        index.close()
+        assert held() == []
+    finally:
+        gc.enable()
+
+
+def test_an_index_is_closed_while_others_search_it(l2: Path, xq: FloatArray, tmp_path: Path) -> None:
+    np.save(tmp_path / "q.npy", xq)
+    code = """
+import sys, threading, time
+import numpy as np, ooc
+path, queries = sys.argv[1], np.load(sys.argv[2])
+ways = [
+    lambda index: index.search(queries[:1]),
+    lambda index: index.search(queries, recall=1),
+    lambda index: index.search(queries, filter=range(0, 5000, 2), return_vectors=True),
+    lambda index: index.range_search(queries, 20.0),
+    lambda index: index.explain(queries),
+    lambda index: index.search_to(queries, f"{sys.argv[2]}.npz", batch=5, overwrite=True),
+    lambda index: (index.reconstruct(range(2000)), index.info()),
+]
+wrong = []
+def go_on(index, way):
+    try:
+        while True:
+            way(index)
+    except ooc.ArgumentError as error:
+        if error.kind != "closed":
+            wrong.append(error)
+    except BaseException as error:
+        wrong.append(error)
+for round in range(60):
+    index = ooc.open_index(path, follow=round % 2 == 0)
+    some = [ways[round % len(ways)], ways[round // 2 % len(ways)]]
+    if some[0] is some[1]:
+        some.pop()  # one file is written by one
+    threads = [threading.Thread(target=go_on, args=(index, way)) for way in some]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.01)
+    index.close()
+    for thread in threads:
+        thread.join()
+sys.exit(repr(wrong) if wrong else 0)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(l2), str(tmp_path / "q.npy")], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_search_process_holds_little_memory_and_loads_little(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,23 @@ def test_a_following_reader_sees_what_is_published(
         model.check(stays, queries)
         model.append(rows[N : N + 10])
         model.check(follows, queries)
+
+
+def test_a_following_reader_tries_again_where_a_generation_could_not_be_opened(
+    built: tuple[Path, Model], rows: FloatArray
+) -> None:
+    path, _ = built
+    with ooc.open_index(path, follow=True) as follows:
+        ooc.append(path, rows[N : N + 10])
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), limits[1]))  # noqa: PTH208
+        try:
+            for _ in range(2):
+                with pytest.raises(ooc.ResourceError, match="open files"):
+                    follows.search(rows[:1], 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert follows.generation == 2
 
 
 def test_rows_that_cannot_be_indexed(tmp_path: Path, rows: FloatArray, queries: FloatArray) -> None:

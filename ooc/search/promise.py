@@ -264,10 +264,7 @@ class Choice:
         rerank: int | None = None,
         filtered: bool = False,
     ) -> Chosen:
-        """What a search takes; warns where no setting keeps the recall.
-
-        Recall was measured without a filter: a ``filtered`` search looks at least as far as where nothing
-        was measured, which is what searches under filters were tried with.
+        """What a search takes; warns where no setting keeps the recall. Under a filter it goes ``farther``.
 
         Raises
         ------
@@ -294,10 +291,9 @@ class Choice:
             if not kept and rerank != 0:
                 self._warn(self.promise, wanted, k)
             nprobe, candidates, reach = min(setting.nprobe, self._nlist), setting.candidates, setting.reach
-            if filtered:
-                nprobe = max(nprobe, self.default_nprobe)
-                candidates, reach = max(candidates, default_rerank(k)), None
             chosen = Chosen(nprobe, candidates if rerank is None else rerank, reach)
+            if filtered:
+                chosen = self.farther(chosen, k, rerank=rerank)
             if plain and kept and len(self._told) < _MOST_TOLD:
                 self._told[k, recall] = chosen
             return chosen
@@ -309,6 +305,19 @@ class Choice:
             )
         nprobe = min(nprobe or self.default_nprobe, self._nlist)
         return Chosen(nprobe, self._default_rerank(k) if rerank is None else rerank)
+
+    def farther(
+        self, chosen: Chosen, k: int, *, nprobe: int | None = None, rerank: int | None = None
+    ) -> Chosen:
+        """What a search takes in place of ``chosen`` that looks into lists until it has seen enough rows.
+
+        Recall was measured without that. So it looks at least as far as where nothing was measured, which is
+        what searches under filters were tried with. What the caller named stays.
+        """
+        return Chosen(
+            max(chosen.nprobe, self.default_nprobe) if nprobe is None else chosen.nprobe,
+            max(chosen.rerank, default_rerank(k)) if rerank is None and chosen.rerank else chosen.rerank,
+        )
 
     def _default_rerank(self, k: int) -> int:
         return default_rerank(k) if self.exact else 0

@@ -21,7 +21,7 @@ from ooc.search.exact import exhaustive
 from ooc.search.filters import Filter
 from ooc.search.info import figures, recall
 from ooc.search.opened import Opened
-from ooc.search.promise import Promise, default_rerank
+from ooc.search.promise import Chosen, Promise, default_rerank
 from ooc.search.queries import as_queries
 from ooc.search.rerank import vectors
 from ooc.search.stages import Wanted
@@ -286,7 +286,8 @@ class Index:
             Queries of any real dtype, contiguous or not; nq may be 0. Not changed. For ``cosine``
             they need not be of unit length.
         k : int
-            Where fewer rows are found, the rest are padded with ids of -1.
+            So many rows are found, whatever else is asked; where there are fewer, the rest are padded with
+            ids of -1.
         recall : float, optional
             The share of the true neighbours that shall be found in the mean, above 0 and at most 1;
             default 0.95. The cheapest setting that keeps it is taken from what the build measured (see
@@ -418,31 +419,30 @@ class Index:
         if allowed is None and not view.n:  # all rows were deleted
             allowed = view.live
         promised = nprobe is None and allowed is None and view.choice.promise is not None
-        nprobe, rerank, reach = view.choice.settings(
+        chosen = view.choice.settings(
             k, recall=recall, nprobe=nprobe, rerank=rerank, filtered=allowed is not None
         )
 
-        def wanted_of(allowed: Filter | None) -> Wanted:
+        def wanted_of(chosen: Chosen, allowed: Filter | None) -> Wanted:
             most = view.n if allowed is None else allowed.count
             return Wanted(
-                nprobe=nprobe,
-                reach=reach,
+                nprobe=chosen.nprobe,
+                reach=chosen.reach,
                 k=k,
-                candidates=min(max(rerank, k), most) if rerank else min(k, most),
-                exact=rerank > 0,
+                candidates=min(max(chosen.rerank, k), most) if chosen.rerank else min(k, most),
+                exact=chosen.rerank > 0,
                 allowed=allowed,
                 counted=view.stages.counting(allowed),
                 promised=promised,
             )
 
-        wanted = wanted_of(allowed)
+        wanted = wanted_of(chosen, allowed)
         found, ids = self._in_batches(view, queries, wanted, trace)
-        if allowed is None and view.stages.dead is not None:
-            # Where all of a region was deleted a query looks farther, as it does under a filter.
-            short = np.flatnonzero(ids[:, min(k, view.n) - 1] < 0)
-            if len(short):
-                farther = wanted_of(view.live)
-                found[short], ids[short] = self._in_batches(view, queries[short], farther, trace)
+        if allowed is None and (lacking := ids[:, min(k, view.n) - 1] < 0).any():
+            # Of what is near much was deleted, or k is large: such a query looks farther, as under a filter.
+            short = np.flatnonzero(lacking)
+            farther = wanted_of(view.choice.farther(chosen, k, nprobe=nprobe, rerank=rerank), view.live)
+            found[short], ids[short] = self._in_batches(view, queries[short], farther, trace)
         return found, ids, wanted
 
     def _in_batches(

@@ -59,7 +59,7 @@ class AllowedInLists:
 
     def __init__(self, allowed: Filter, sizes: IntArray, ids: Callable[[IntArray], IntArray]) -> None:
         self._filter, self.sizes, self._ids = allowed, sizes, ids
-        self._counts = np.where(sizes > 0, -1, 0)
+        self._counts = np.where(sizes > 0, -1, 0) if allowed.count < allowed.n else sizes
 
     def of(self, list_nos: IntArray) -> IntArray:
         """Allowed entries of lists, of the shape of ``list_nos``; 0 where a number is -1."""

@@ -149,6 +149,22 @@ def test_where_a_whole_region_was_deleted_k_rows_are_found_still(
             assert not np.isin(ids, gone).any()
 
 
+@pytest.mark.parametrize("left", [10, 60])
+def test_where_few_rows_are_left_k_are_found_still(
+    built: tuple[Path, Model], queries: FloatArray, left: int
+) -> None:
+    path, _ = built
+    ooc.delete(path, np.delete(np.arange(N), np.arange(0, N, N // left)))
+    options: tuple[dict[str, Any], ...] = ({}, {"nprobe": 1}, {"nprobe": 1, "rerank": 0})
+    for compacted in (False, True):
+        if compacted:
+            ooc.compact(path)
+        with ooc.open_index(path) as index:
+            for more in options:
+                assert (index.search(queries, 10, **more)[1] >= 0).all(), (compacted, more)
+                assert (index.search(queries[:1], 10, **more)[1] >= 0).all(), (compacted, more)
+
+
 def test_replaced_rows_keep_their_ids(
     built: tuple[Path, Model], rows: FloatArray, queries: FloatArray
 ) -> None:

@@ -11,16 +11,22 @@ Accuracy and Stability of Numerical Algorithms, section 3.1), with room for what
 Products may first be taken in few directions in which vectors differ much; what is left of a query and of a
 row can add no more than the product of its lengths (Cauchy and Schwarz). Only pairs that this bound does not
 rule out are then compared, so the result is the same.
+
+Of rows as near the one with the lower number is better. Where very many are as near as the k-th, they are as
+a rule equal: of equal rows of a block the first k are enough for any query, and the rest is passed over.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from ooc.build.rows import prepare
@@ -34,6 +40,8 @@ __all__ = ["Found", "Sweep"]
 
 #: Queries that are multiplied together with a block of rows.
 _TILE = 512
+#: Pairs that are compared exactly at once: some 60 bytes each.
+_PAIRS = 1 << 16
 #: float32 numbers are rounded by at most this part of their size.
 _ROUNDED = 2.0**-24
 #: Of a block, the share of pairs that few directions may leave before all dimensions are multiplied instead;
@@ -104,6 +112,9 @@ class Sweep:
         self._stop = stop
         nq, d = xq.shape
         self._xq, self._k, self._metric, self._own = xq, k, metric, own
+        #: Rows of which k are no query itself; and how many a query of a block are worth to be made fewer.
+        self._least = k + (own is not None)
+        self._many = 4 * self._least + 64
         # Distances do not change where everything is moved; near the origin they lose fewer digits.
         self._centre = xq.mean(axis=0, dtype=np.float64).astype(np.float32) if metric == "l2" and nq else None
         # Scores are products of these and the rows, less is better: -q·x, or |x|² - 2 q·x with |x|² as
@@ -127,7 +138,7 @@ class Sweep:
         self._error = (4 if metric == "cosine" else 2) * (d + 8) * _ROUNDED
         self._tiles = [slice(first, min(first + _TILE, nq)) for first in range(0, nq, _TILE)]
         # The k-th best so far, by tile: replaced as a whole, so that other threads see one or the other.
-        self._worst = [np.full(tile.stop - tile.start, np.inf) for tile in self._tiles]
+        self._worst = [_Worst.unknown(tile.stop - tile.start) for tile in self._tiles]
         self._keys = np.full((nq, k), np.inf, np.float32)
         self._ids = np.full((nq, k), -1, np.int64)
         #: Pairs to be put in order, with the first row's number and the step to the next; and how many.
@@ -168,11 +179,12 @@ class Sweep:
             bound = None if self._bound is None else self._bound.of(x, low)
             squares = pairs(x, _count(x), x, _count(x), "ip") if self._metric == "cosine" else None
             operand: tuple[FloatArray, float] | None = None
+            spare = functools.cache(partial(_spare, x, bad, self._least))
             tiles = []
             for i, tile in enumerate(self._tiles):
                 Stopped.raise_if(self._stop)
-                kth = self._worst[i]
-                near = None
+                known = self._worst[i]
+                kth, near = known.keys, None
                 if bound is not None and not self._without[i]:
                     near = bound(tile, kth, self._error)
                     if np.count_nonzero(near) > _LEFT * near.size:
@@ -181,8 +193,8 @@ class Sweep:
                     self._without[i] -= 1
                 if near is None:
                     operand = operand or self._operand(x)
-                    near = self._near(tile, kth, *operand, bad)
-                tiles.append(self._pairs(tile, kth, start, every, near, x, squares, bad))
+                    near = self._near(tile, kth, *operand, bad, spare)
+                tiles.append(self._pairs(tile, known, start, every, near, x, squares, bad))
         return Found(start=start, tiles=tiles, bad=bad * every + start, every=every)
 
     def _operand(self, x: FloatArray) -> tuple[FloatArray, float]:
@@ -197,28 +209,35 @@ class Sweep:
         return y, float(np.sqrt(y[:, -1].max()))
 
     def _near(
-        self, tile: slice, kth: AnyArray, y: FloatArray, longest: float, bad: IntArray
+        self,
+        tile: slice,
+        kth: AnyArray,
+        y: FloatArray,
+        longest: float,
+        bad: IntArray,
+        spare: Callable[[], IntArray],
     ) -> NDArray[np.bool_]:
         """Which rows may be among the nearest of which query of a tile, by all dimensions."""
         length = self._length[tile]
         # l2: of what is squared; else of what is multiplied.
         error = self._error * ((length + longest) ** 2 if self._centre is not None else length * longest)
-        least = self._k + (self._own is not None)
         scores = self._factors[tile] @ y.T
         if len(bad):
             scores[:, bad] = np.inf
         # Written so that scores which overflowed to NaN are looked at.
         near = ~(scores > _up(kth - self._offset[tile] + error)[:, None])
-        if least < len(y) and np.count_nonzero(near) > (4 * least + 64) * len(near):
+        if self._least < len(y) and np.count_nonzero(near) > self._many * len(near):
+            near[:, spare()] = False
+        if self._least < len(y) and np.count_nonzero(near) > self._many * len(near):
             # The k best of this block alone bound the k-th best, too.
-            within = np.partition(scores, least - 1, axis=1)[:, least - 1]
+            within = np.partition(scores, self._least - 1, axis=1)[:, self._least - 1]
             near &= ~(scores > _up(within + 2 * error)[:, None])
         return near
 
     def _pairs(
         self,
         tile: slice,
-        kth: AnyArray,
+        known: _Worst,
         start: int,
         every: int,
         near: NDArray[np.bool_],
@@ -226,17 +245,30 @@ class Sweep:
         squares: FloatArray | None,
         bad: IntArray,
     ) -> _Pairs:
-        """Those of the near pairs that are among the nearest."""
+        """Those of the near pairs that are among the nearest: at most 2 k a query, in the mean."""
         if len(bad):
             near[:, bad] = False
-        # As np.nonzero, several times as fast.
-        query, row = np.divmod(np.flatnonzero(near), near.shape[1])
-        if self._own is not None:
-            other = self._own[tile][query] != row * every + start
-            query, row = query[other], row[other]
-        keys = self._exact(query + tile.start, row, x, squares)
-        better = ~(keys > kth[query])
-        return query[better].astype(np.int32), row[better].astype(np.int32), keys[better]
+        found: list[_Pairs] = []
+        for some in _pieces(near):
+            # As np.nonzero, several times as fast.
+            query, row = np.divmod(np.flatnonzero(near[some]), near.shape[1])
+            query += some.start
+            if self._own is not None:
+                other = self._own[tile][query] != row * every + start
+                query, row = query[other], row[other]
+            keys = self._exact(query + tile.start, row, x, squares)
+            better = known.beaten(query, keys, row, start, every)
+            query, row, keys = query[better], row[better], keys[better]
+            if len(query) > 2 * self._k * (some.stop - some.start):  # putting in order takes long
+                order = np.lexsort((keys, query))  # rows that are as near stay in their order
+                rank = _rank(query[order])
+                order = order[rank < self._k]
+                query, row, keys = query[order], row[order], keys[order]
+            found.append((query.astype(np.int32), row.astype(np.int32), keys))
+        if len(found) == 1:
+            return found[0]
+        query, row, keys = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return query, row, keys
 
     def _exact(self, query: IntArray, row: IntArray, x: FloatArray, squares: FloatArray | None) -> FloatArray:
         """Distances of pairs, computed as a search computes them; less is better."""
@@ -258,7 +290,8 @@ class Sweep:
             self._waiting[i].append((found.start, found.every, found_pairs))
             self._waiting_count[i] += len(found_pairs[0])
             # Seldom, since putting in order takes long; before the first k are there, at once.
-            if self._waiting_count[i] > len(self._worst[i]) * self._k // 2 or np.isinf(self._worst[i]).any():
+            known = self._worst[i]
+            if self._waiting_count[i] > len(known.keys) * self._k // 2 or known.some_unknown:
                 self._merge(i)
 
     def _merge(self, i: int) -> None:
@@ -275,11 +308,10 @@ class Sweep:
         all_keys = np.concatenate([keys[there], *(pair[2] for _, _, pair in waiting)])
         order = np.lexsort((all_ids, all_keys, query))
         query = query[order]
-        rank = np.arange(len(query)) - np.searchsorted(query, np.arange(len(ids)))[query]
+        rank = _rank(query)
         order, query, rank = order[rank < k], query[rank < k], rank[rank < k]
         ids[query, rank], keys[query, rank] = all_ids[order], all_keys[order]
-        full = ids[:, k - 1] >= 0
-        self._worst[i] = np.where(full, keys[:, k - 1], np.inf).astype(np.float64)
+        self._worst[i] = _Worst.of(keys[:, k - 1], ids[:, k - 1])
 
     def add(self, query: IntArray, ids: IntArray, keys: FloatArray) -> None:
         """Add pairs that were found elsewhere: queries and rows ``(p,)`` by number, and keys."""
@@ -301,6 +333,66 @@ class Sweep:
         found = self._keys if self._metric == "l2" else -self._keys
         found[self._ids < 0] = worst(self._metric)
         return found, self._ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Worst:
+    """Of each query of a tile the k-th best so far: its key (float64) and number, ``(nq,)`` each.
+
+    Where there are fewer than k the key is infinite and the number larger than any.
+    """
+
+    keys: AnyArray
+    ids: IntArray
+    some_unknown: bool
+
+    @classmethod
+    def unknown(cls, nq: int) -> _Worst:
+        return cls.of(np.full(nq, np.inf), np.full(nq, -1))
+
+    @classmethod
+    def of(cls, keys: AnyArray, ids: IntArray) -> _Worst:
+        """Of k-th keys, and numbers that are -1 where there is no k-th."""
+        full = ids >= 0
+        kth = np.where(full, keys, np.inf).astype(np.float64)
+        return cls(kth, np.where(full, ids, np.iinfo(np.int64).max), not full.all())
+
+    def beaten(self, query: IntArray, keys: FloatArray, row: IntArray, start: int, every: int) -> AnyArray:
+        """Where pairs are better: not farther, and of those as near the rows with lower numbers."""
+        kth = self.keys[query]
+        better = ~(keys > kth)
+        same = np.flatnonzero(keys == kth)
+        better[same] = row[same] * every + start < self.ids[query[same]]
+        return better
+
+
+def _pieces(near: NDArray[np.bool_]) -> Iterator[slice]:
+    """Queries of a tile, as many together as have some pairs to be compared, or one."""
+    if np.count_nonzero(near) <= _PAIRS:
+        yield slice(0, len(near))
+        return
+    ends = np.cumsum(np.count_nonzero(near, axis=1))
+    first = before = 0
+    while first < len(near):
+        stop = max(first + 1, int(np.searchsorted(ends, before + _PAIRS, side="right")))
+        yield slice(first, stop)
+        first, before = stop, int(ends[stop - 1])
+
+
+def _rank(query: IntArray) -> IntArray:
+    """The place of each of some pairs, ordered by query, among those of its query."""
+    first = np.flatnonzero(np.diff(query, prepend=-1))
+    return np.arange(len(query)) - np.repeat(first, np.diff(first, append=len(query)))
+
+
+def _spare(x: FloatArray, bad: IntArray, least: int) -> IntArray:
+    """The rows ``(m, d)`` that ``least`` equal ones come before: none of them is among the nearest."""
+    good = np.delete(np.arange(len(x)), bad)
+    digests = b"".join(xxhash.xxh3_128_digest(x[i]) for i in good.tolist())
+    halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    other = np.any(halves[order[1:]] != halves[order[:-1]], axis=1)
+    return good[order[_rank(np.concatenate(([0], np.cumsum(other)))[: len(order)]) >= least]]
 
 
 class _Bound:

@@ -31,6 +31,7 @@ from ooc.errors import ConflictError, DataError, PlanError, Stopped
 from ooc.evaluation.rows import indexed_rows
 from ooc.events import Observer
 from ooc.index.drift import calibrated
+from ooc.index.generation import MOST_ROWS
 from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.order import read_spread
 from ooc.index.segment import Segments, read_record
@@ -78,6 +79,10 @@ def update(
                 f"{layout.root} is at generation {before.generation.number}, and {index.generation} is open",
                 kind="index-changed",
                 hint="Open it again.",
+            )
+        if not before.generation.rows:
+            raise DataError(
+                f"{layout.root} has no live rows to measure by", kind="no-rows", hint="Append some first."
             )
         rows, _ = indexed_rows(index)
         searched = _Searched(
@@ -149,7 +154,8 @@ def _check_memory(rows: Store, before: Live, searched: _Searched, count: int, me
     sizes = Sizes(
         store=rows,
         n=searched.n,
-        factory=parse_factory(code, n=searched.n, d=rows.d, metric=searched.metric),
+        # Nothing is trained: however few rows are left, they are enough.
+        factory=parse_factory(code, n=MOST_ROWS, d=rows.d, metric=searched.metric),
         threads=searched.threads,
         spill=searched.lists_per_row > 1,
         trained=True,

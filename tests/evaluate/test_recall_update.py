@@ -380,3 +380,22 @@ def test_rows_of_another_kind_make_the_table_stale_until_it_is_measured_anew(
     ooc.compact(tmp_path / "i")
     assert ooc.evaluate(tmp_path / "i", update=True)["recall"]["stale"] is None
     assert stale() is None
+
+
+def test_an_index_of_more_lists_than_rows_is_measured_and_one_without_rows_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "i.ooc"
+    ooc.build(embeddings(3000, 16), path, factory="IVF128,SQ8", copy_vectors="always")
+    ooc.delete(path, np.arange(50, 3000))
+    ooc.compact(path)
+    assert ooc.evaluate(path, update=True)["rows"] == 50
+    with ooc.open_index(path) as index:
+        assert index.info()["recall"]["settings"]
+    ooc.delete(path, np.arange(50))
+    before = tree(path)
+    for _ in range(2):
+        with pytest.raises(ooc.DataError, match="no live rows") as caught:
+            ooc.evaluate(path, update=True)
+        assert caught.value.kind == "no-rows"
+        assert tree(path) == before
+        ooc.compact(path)
+        before = tree(path)

@@ -83,7 +83,8 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
         clear(layout)
         there = layout.numbers()
         others = [number for number in there if number != current]
-        kept = {current, *others[len(others) - keep :]} if keep else {current}
+        before = [number for number in others if number < current]
+        kept = {current, *before[max(0, len(before) - keep) :]}
         kept |= {number for number in others if is_held(layout.generation(number))}
         if layout.builds.exists():  # before numbers of generations go that its plan speaks of
             with contextlib.suppress(OSError):

@@ -388,3 +388,15 @@ def test_the_engine_knows_the_sizes_of_lists_in_every_segment(tmp_path: Path, nl
         lists = index._view().segments._lists
         for file, sizes in zip(lists._files, lists.in_file, strict=True):
             assert [file.list_size(i) for i in range(nlist)] == sizes.tolist()
+
+
+def test_what_is_kept_are_generations_before_the_live_one(tmp_path: Path) -> None:
+    path = tmp_path / "i.ooc"
+    ooc.build(embeddings(60, 8), path, factory="IVF1,Flat")
+    for i in range(4):
+        ooc.delete(path, [i])
+    ooc.rollback(path, 3)
+    assert ooc.gc(path, keep=1)["kept"] == [2, 3]
+    ooc.delete(path, [10])
+    assert ooc.gc(path, keep=5)["removed"] == []
+    assert ooc.gc(path)["removed"] == [2, 3]

@@ -23,8 +23,16 @@ from ooc.build.plan import Options, Plan, check_disk, plan_store
 from ooc.build.train import published_template
 from ooc.build.work import Work
 from ooc.durable import read_json
-from ooc.errors import ArgumentError, ConflictError, OocError, ResourceError
-from ooc.events import Note, Observer
+from ooc.errors import (
+    ArgumentError,
+    ConflictError,
+    MissingExtraError,
+    OocError,
+    ResourceError,
+    Stopped,
+    StoreError,
+)
+from ooc.events import Event, Note, Observer
 from ooc.index.generation import Entry, Origin, Part
 from ooc.index.layout import Layout
 from ooc.index.segment import read_ids
@@ -32,12 +40,15 @@ from ooc.stores import Store, open_store
 from ooc.stores.keys import KeySource, keys_of_rows, open_keys
 from ooc.stores.picked import PickedStore, RangeStore
 from ooc.types import AnyArray, CopyDtype, CopyVectors, IntArray, KeysLike, OnBad, PathOrStr, StoreLike
-from ooc.units import DEFAULT_MEMORY
+from ooc.units import DEFAULT_MEMORY, MIB
 from ooc.update.changing import changing
 from ooc.update.named import by_id, by_key, see_keyed, see_new, see_one_of
 from ooc.update.publish import Live, Next, next_number
 
 __all__ = ["append", "upsert"]
+
+#: Bytes of rows that are compared at once.
+_COMPARED_BYTES = 8 * MIB
 
 
 @ResourceError.if_refused("appending")
@@ -60,7 +71,7 @@ def append(
         run = _Run("append", layout, observer, stop)
         with changing(layout) as before:
             _see_width(before, opened)
-            first = _known_rows(before, opened)
+            first = _known_rows(before, opened, run.tell, stop)
             see_keyed(before, given=keys is not None)
             if first == opened.n:
                 return run.nothing_new(before, opened)
@@ -144,8 +155,10 @@ def _see_width(before: Live, store: Store) -> None:
         )
 
 
-def _known_rows(before: Live, store: Store) -> int:
+def _known_rows(before: Live, store: Store, tell: Observer, stop: threading.Event | None) -> int:
     """How many rows of a store are in the index already: 0 where it is another one.
+
+    A store of the same name has grown where its fingerprint says so. Of one elsewhere all rows are compared.
 
     Raises
     ------
@@ -162,7 +175,11 @@ def _known_rows(before: Live, store: Store) -> int:
             continue
         if origin.uri in same:  # it was seen to hold more rows than these
             continue
+        if origin.n <= known and origin.uri != store.uri:  # there is nothing more to be passed over
+            continue
         if origin.n <= store.n and fingerprint(origin.n) == origin.fingerprint:
+            if origin.uri != store.uri and not _are_equal(origin, store, tell, stop):
+                continue
             known = max(known, origin.n)
             same.add(origin.uri)
         elif origin.uri == store.uri and not kept:
@@ -176,8 +193,44 @@ def _known_rows(before: Live, store: Store) -> int:
     return known
 
 
+def _are_equal(origin: Origin, store: Store, tell: Observer, stop: threading.Event | None) -> bool:
+    """Whether a store begins with the rows of another one whose fingerprint it has, by all of them.
+
+    Where the other one is gone the fingerprint, some rows of it, has to do.
+    """
+    try:
+        with open_store(origin.uri) as other:
+            if other.n >= origin.n and other.fingerprint(origin.n) == origin.fingerprint:
+                step = max(1, _COMPARED_BYTES // store.row_bytes)
+                blocks = (one.blocks(step, stop=origin.n) for one in (store, other))
+                for mine, theirs in zip(*blocks, strict=True):
+                    Stopped.raise_if(stop)
+                    if not np.array_equal(_as_bytes(mine.rows), _as_bytes(theirs.rows)):
+                        return False
+                return True
+            why = "holds other rows now"
+    except (StoreError, MissingExtraError, ResourceError) as error:
+        if isinstance(error, ResourceError) and error.kind != "store-unreadable":
+            raise
+        why = f"cannot be read: {error.message}"
+    message = (
+        f"{origin.uri} {why}; the first {origin.n} rows of {store.uri} are taken to be those that were "
+        "indexed from there, since those of them that were looked at are"
+    )
+    tell(Note(message=message, kind="store-assumed", level="warning"))
+    return True
+
+
+def _as_bytes(rows: AnyArray) -> AnyArray:
+    return np.ascontiguousarray(rows).view(np.uint8)
+
+
 class _Run(Work):
     """One call that adds rows."""
+
+    def tell(self, event: Event) -> None:
+        """Tell an event that comes before the work."""
+        self._emit(event)
 
     def nothing_new(self, before: Live, store: Store) -> dict[str, Any]:
         """All rows of the store are there."""

@@ -70,6 +70,26 @@ def test_a_store_that_grew_is_appended_from_where_it_ended(
     assert (again["added"], again["generation"]) == (0, 2)
 
 
+def test_a_store_elsewhere_is_the_same_only_if_all_rows_are(tmp_path: Path, rows: FloatArray) -> None:
+    path, notes = tmp_path / "i.ooc", []
+    other = rows.copy()
+    other[50:54] += 1  # between the rows that a fingerprint looks at
+    for name, x in (("base", rows[:N]), ("moved", rows), ("other", other)):
+        np.save(tmp_path / f"{name}.npy", x)
+    assert ooc.open_store(other).fingerprint(N) == ooc.open_store(rows).fingerprint(N)
+    ooc.build(tmp_path / "base.npy", path, factory="IVF16,SQ8")
+    assert ooc.append(path, tmp_path / "other.npy")["added"] == len(other)
+    assert ooc.append(path, tmp_path / "other.npy")["added"] == 0
+    assert ooc.append(path, tmp_path / "moved.npy", observer=notes.append)["added"] == len(rows) - N
+    (tmp_path / "base.npy").unlink()
+    (tmp_path / "moved.npy").rename(tmp_path / "again.npy")
+    (tmp_path / "other.npy").rename(tmp_path / "other2.npy")
+    assert not [one for one in notes if getattr(one, "kind", "") == "store-assumed"]
+    assert ooc.append(path, tmp_path / "again.npy", observer=notes.append)["added"] == 0
+    (assumed,) = {one.message for one in notes if getattr(one, "kind", "") == "store-assumed"}
+    assert "cannot be read" in assumed
+
+
 def test_a_store_that_grew_many_times_is_read_as_one(
     built: tuple[Path, Model], rows: FloatArray, queries: FloatArray, tmp_path: Path
 ) -> None:

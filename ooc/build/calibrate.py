@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ooc.build.first import MOST_LOST, first_lost, first_met, one_lost
 from ooc.build.order import choose_order, sketch_lists
-from ooc.build.scans import MOST_CANDIDATES, Scan, rank_at, scan
+from ooc.build.scans import MOST_CANDIDATES, Ranks, scan
 from ooc.build.searched import Searched
 from ooc.build.sizes import ORDER_BYTES
 from ooc.build.times import times
@@ -135,10 +135,12 @@ def calibrate(
         order = sketching.result()
         segment = opened.enter_context(contextlib.closing(Segments(layouts, plan.lists_per_row, order)))
         some = np.unique(np.linspace(0, queries - 1, min(_SCANNED, queries)).astype(np.int64))
-        scans = scan(
+        ranks = scan(
             segment,
             witnesses.x[some],
             nearest.rows[some],
+            within[some],
+            some < witnesses.deep,
             _last(segment, within[nearest.rows >= 0], plan.n, len(some)),
             plan.metric,
             pool,
@@ -149,7 +151,7 @@ def calibrate(
         row_bytes = plan.row_bytes + PAGE_BYTES - 1
         settings = {
             str(measured.k): _frontier(steps, measured, list_bytes, row_bytes)
-            for measured in _measured(counts, within, some, scans, nearest, witnesses.deep, plan.n)
+            for measured in _measured(counts, within, some, ranks, nearest, witnesses.deep, plan.n)
         }
         calibration = {
             "by": witnesses.by,
@@ -269,7 +271,7 @@ def _measured(
     probed_at: IntArray,
     within: IntArray,
     some: IntArray,
-    scans: list[Scan],
+    ranks: Ranks,
     nearest: Nearest,
     deep: int,
     n: int,
@@ -287,18 +289,18 @@ def _measured(
     right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}
     # Of the first neighbour the next nearest tell, too: as many as each witness has.
     few = int(there[of[1]].sum(axis=1).min()) if 1 in tabled else 0
-    ranks = range(1, min(few, MOST_LOST) + 1)
-    firsts = {m: there & (nearest.keys <= nearest.keys[:, m - 1 : m]) for m in ranks}
+    first = range(1, min(few, MOST_LOST) + 1)
+    firsts = {m: there & (nearest.keys <= nearest.keys[:, m - 1 : m]) for m in first}
     asked = _grid(most)
     found = {k: np.zeros((2, probed_at.shape[1], len(asked))) for k in tabled}
     rows = np.arange(len(some))[:, None] * (len(asked) + 1)
     for i, probed in enumerate(probed_at.T):
         met = within <= probed[:, None]
-        cell = rows + np.searchsorted(asked, rank_at(probed[some], within[some], scans), side="right")
+        cell = rows + np.searchsorted(asked, ranks.at(probed[some]), side="right")
         for k in tabled:
             if k == 1 and few:
                 share = first_met(met[of[k], :few])
-                each = [_lost(met & firsts[m], np.full(len(met), m), some, cell, len(asked)) for m in ranks]
+                each = [_lost(met & firsts[m], np.full(len(met), m), some, cell, len(asked)) for m in first]
                 lost, one = first_lost([part[scanned[k]] for part in each], asked), one_lost(asked, len(each))
             else:
                 right_met = met & right[k]

@@ -46,6 +46,7 @@ from ooc.build.reuse import copy_template
 from ooc.build.room import bytes_below, check_room
 from ooc.build.sample import sampled
 from ooc.build.shards import Numbered, shards_done
+from ooc.build.sizes import most_witnesses
 from ooc.build.train import Template, load_template
 from ooc.build.train import train as train_template
 from ooc.build.witness import Witnesses, neighbours_found
@@ -306,7 +307,7 @@ class _Run(Work):
         remove_file(build.sample)
         if options.queries is not None and not build.witnesses.exists():
             given = planned_queries(options.queries, plan)
-            Witnesses.of(given, plan.seed, max(plan.witnesses, len(given))).save(build)
+            Witnesses.of(given, plan.seed, most_witnesses(plan.n)).save(build)
 
     def _trained(self, plan: Plan) -> Template:
         self._template = self._template or load_template(self.layout, plan)

@@ -26,7 +26,7 @@ from ooc.build.factory import parse_factory
 from ooc.build.given import fingerprint, read_queries
 from ooc.build.glance import Glance
 from ooc.build.reuse import reusable
-from ooc.build.sizes import Sizes, copied_dtype, most_witnesses
+from ooc.build.sizes import Sizes, copied_dtype, most_witnesses, witnesses_of
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.index.layout import SCALED, SPILL
 from ooc.stores import Store
@@ -385,7 +385,7 @@ def plan_store(
         index_bytes=sizes.on_disk(copy_dtype if copies else None) | ({"keys": key_bytes} if keys else {}),
         scratch_bytes=sizes.scratch(),
         template="" if reused is None else reused.digest,
-        witnesses=sizes.witnesses if given is None else len(given),
+        witnesses=sizes.witnesses if given is None else sum(witnesses_of(len(given), most_witnesses(n))),
         queries="" if given is None else fingerprint(given),
         keys=keys,
         overlapped=overlapped,

@@ -10,19 +10,20 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.build.sizes import ORDER_BYTES
+from ooc.build.witness import DEEP
 from ooc.build.workers import Pool, in_order
 from ooc.engine import Selector
 from ooc.errors import Stopped
 from ooc.index.segment import Segments
-from ooc.types import FloatArray, IntArray, Metric
+from ooc.types import AnyArray, FloatArray, IntArray, Metric
 
-__all__ = ["MOST_CANDIDATES", "NOT_FOUND", "Scan", "rank_among", "rank_at", "scan"]
+__all__ = ["MOST_CANDIDATES", "Ranks", "rank_among", "scan"]
 
 #: How many candidates are thought of at most.
 MOST_CANDIDATES = 2048
@@ -30,25 +31,18 @@ MOST_CANDIDATES = 2048
 _TILE, _ENTRY_BYTES = 16, 64
 #: Numbers of rows that are asked about are marked by their remainders: few others have the same.
 _MARKS = 1 << 16
-#: What a power loses in rounding.
-_ROUNDED = 1e-9
-
-#: The rank of what was not found.
-NOT_FOUND = np.iinfo(np.int64).max // 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """After a scan of ``nprobe`` lists: the rank of each neighbour by code ``(s, k)``, from 0."""
-
-    nprobe: int
-    rank: IntArray
+#: Multiples of it lie evenly between 0 and 1, without order.
+_GOLDEN = 0.6180339887498949
+#: Of so many others, as far, one lends its rank to a neighbour in a list that was not scanned.
+_OTHERS = 16
 
 
 def scan(
     segment: Segments,
     x: FloatArray,
     truth: IntArray,
+    within: IntArray,
+    deep: NDArray[np.bool_],
     last: int,
     metric: Metric,
     pool: Pool,
@@ -56,13 +50,17 @@ def scan(
     threads: int,
     selector: Selector | None = None,
     stop: threading.Event | None = None,
-) -> list[Scan]:
+) -> Ranks:
     """Scan 1, 4, 16 .. and ``last`` lists of each witness.
 
     Parameters
     ----------
     x, truth : (s, d) float32, (s, k) int64
         Witnesses, and the rows that are their neighbours, -1 for none.
+    within : (s, k) int64
+        How many lists must be probed to meet each.
+    deep : (s,) bool
+        Whether the neighbours are of every so-manieth row alone, as ``DEEP`` says.
     threads : int
         Make it faster and change nothing.
     selector : Selector, optional
@@ -71,13 +69,18 @@ def scan(
     entries = last * max(1, -(-segment.entries // segment.nlist))
     step = max(1, min(_TILE, ORDER_BYTES // (_ENTRY_BYTES * entries)))
 
-    def one(some: slice) -> IntArray:
+    def one(some: slice) -> AnyArray:
         Stopped.raise_if(stop)
-        return _ranks(segment, x[some], truth[some], last, metric, selector)
+        return _ranks(segment, x[some], truth[some], deep[some], last, metric, selector)
 
     parts = (slice(first, first + step) for first in range(0, len(x), step))
-    ranks = np.concatenate(list(in_order(pool, one, parts, threads)), axis=1)
-    return [Scan(nprobe=p, rank=rank) for p, rank in zip(_stops(last), ranks, strict=True)]
+    rank = np.concatenate(list(in_order(pool, one, parts, threads)), axis=1)
+    # Of every fourth row the 24th is in the mean as far as the hundredth of all. Places are whole numbers:
+    # a fraction, another for each, keeps the candidates that find them from being.
+    fraction = (np.arange(truth.size) * _GOLDEN).reshape(truth.shape) % 1 - 0.5
+    of_all = np.maximum(rank + fraction, 0) * (DEEP.k / DEEP.depth)
+    rank = np.where(deep[:, None], of_all, rank)
+    return Ranks(np.array(list(_stops(last))), rank, within, deep, segment.nlist)
 
 
 def _stops(last: int) -> Iterator[int]:
@@ -93,10 +96,11 @@ def _ranks(
     segment: Segments,
     x: FloatArray,
     truth: IntArray,
+    deep: NDArray[np.bool_],
     last: int,
     metric: Metric,
     selector: Selector | None,
-) -> IntArray:
+) -> AnyArray:
     """The ranks ``(stops, s, k)`` of true neighbours by code, after each step of the lists scanned."""
     y = segment.transform(x)
     coarse, lists = segment.coarse(y, last)
@@ -110,14 +114,18 @@ def _ranks(
         lims, found, rows = segment.range_scan(y, some, near, everything, selector)
         found = found if metric == "l2" else -found
         for i, (begin, stop) in enumerate(itertools.pairwise(lims.tolist())):
-            keys[i].append(found[begin:stop])
-            ids[i].append(rows[begin:stop])
+            near_keys, near_ids = found[begin:stop], rows[begin:stop]
+            if deep[i]:
+                counted = near_ids % DEEP.every == 0
+                near_keys, near_ids = near_keys[counted], near_ids[counted]
+            keys[i].append(near_keys)
+            ids[i].append(near_ids)
         first = end
     each = map(partial(rank_among, twice=segment.lists_per_row > 1), keys, ids, truth)
     return np.stack(list(each), axis=1)
 
 
-def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray, *, twice: bool) -> IntArray:
+def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray, *, twice: bool) -> AnyArray:
     """The place of each row of ``truth`` ``(k,)`` among those of the first step, the first two, and so on.
 
     Parameters
@@ -130,8 +138,8 @@ def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray, *, 
 
     Returns
     -------
-    rank : (steps, k) int64
-        From 0; ``NOT_FOUND`` of rows that have not come, or beyond as many places as candidates may be.
+    rank : (steps, k) float
+        From 0; infinity of rows that have not come, or beyond as many places as candidates may be.
     """
     if twice:
         so_far = (_each_once(keys[:step], ids[:step]) for step in range(1, len(keys) + 1))
@@ -153,7 +161,7 @@ def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray, *, 
             before[step, i] += np.count_nonzero(by[near == mine[i]] < truth[i])
     rank = np.cumsum(before, axis=0)
     there = (np.arange(len(keys))[:, None] >= came) & (rank < MOST_CANDIDATES)
-    return np.where(there, rank, NOT_FOUND)
+    return np.where(there, rank, np.inf)
 
 
 def _each_once(keys: list[FloatArray], ids: list[IntArray]) -> tuple[FloatArray, IntArray]:
@@ -165,46 +173,74 @@ def _each_once(keys: list[FloatArray], ids: list[IntArray]) -> tuple[FloatArray,
     return np.minimum.reduceat(near, first), by[first]
 
 
-def rank_at(probed: IntArray, within: IntArray, scans: list[Scan]) -> IntArray:
-    """The rank by code ``(s, k)`` of each neighbour after ``probed`` lists ``(s,)``, between what scans gave.
+class Ranks:
+    """Ranks of the neighbours of witnesses by code, after any number of lists.
 
-    More lists bring more rows that look nearer, in proportion: ranks grow with a power of their number.
-    Beyond the last scan they are taken to grow as they did up to it; neighbours that were in no list scanned
-    have the ranks of those that were, dealt out at random.
+    More lists bring more rows that look nearer, in proportion: ranks grow with a power of their number
+    between what was scanned, and beyond with one that falls. Neighbours whose lists were not scanned have
+    the ranks of others that are nearly as far.
+
+    Parameters
+    ----------
+    stops : (t,) int64
+        After so many lists ranks are known.
+    rank : (t, s, k) float
+        From 0; infinity where it is beyond all candidates, or the neighbour has not come.
+    within : (s, k) int64
+        How many lists must be probed to meet each.
+    deep : (s,) bool
+        Of which witnesses neighbours are farther than those of others.
+    nlist : int
+        How many there are.
     """
-    stops = np.array([scan.nprobe for scan in scans])
-    ranks = np.stack([scan.rank for scan in scans])
-    at = np.searchsorted(stops, probed)
-    queries = np.arange(len(probed))
-    upper, lower_ = np.minimum(at, len(scans) - 1), np.maximum(np.minimum(at, len(scans) - 1) - 1, 0)
-    high, low = ranks[upper, queries], ranks[lower_, queries]
-    wide = np.log(stops[upper] / stops[lower_])
-    here = np.clip(probed, stops[0], stops[-1])
-    part = np.where(wide > 0, np.log(here / stops[lower_]) / np.where(wide > 0, wide, 1), 1)[:, None]
-    both = (low < NOT_FOUND) & (high < NOT_FOUND)
-    between = (np.where(both, low, 0) + 1.0) ** (1 - part) * (np.where(both, high, 0) + 1.0) ** part - 1
-    rank = np.where(both, np.ceil(between - _ROUNDED), high).astype(np.int64)
-    beyond = at == len(scans)
-    if beyond.any():
-        rank[beyond] = _beyond(probed, within, scans)[beyond]
-    return rank
+
+    def __init__(
+        self, stops: IntArray, rank: AnyArray, within: IntArray, deep: NDArray[np.bool_], nlist: int
+    ) -> None:
+        came = np.searchsorted(stops, within)
+        logs, wide = np.log(rank + 1), np.diff(np.log(stops))
+        growth = [0.0]
+        for t in range(1, len(stops)):
+            both = (came < t) & np.isfinite(logs[t])
+            grown = logs[t][both] - logs[t - 1][both]
+            growth.append(float(grown.mean() / wide[t - 1]) if len(grown) else growth[-1])
+            # At the stop before the one at which it came: as if its list had been there.
+            new = came == t
+            logs[t - 1][new] = np.maximum(logs[t][new] - growth[t] * wide[t - 1], 0)
+        ends = stops.tolist()
+        while ends[-1] < nlist:
+            ends.append(min(4 * ends[-1], nlist))
+            # Lists that are farther hold ever less that looks near: four times as far, half or less as much.
+            slower = np.sqrt(np.sqrt(ends[-3] / ends[-1])) if len(ends) > 2 else 1.0
+            growth.append(growth[-1] * float(slower))
+            logs = np.concatenate((logs, logs[-1:] + growth[-1] * np.log(ends[-1] / ends[-2])))
+        self._stops = np.array(ends)
+        for some in (deep, ~deep):
+            part = logs[:, some].reshape(len(ends), -1)
+            logs[:, some] = part[:, _lenders(came[some].reshape(-1), len(stops))].reshape(logs[:, some].shape)
+        self._logs = logs
+
+    def at(self, probed: IntArray) -> AnyArray:
+        """The ranks ``(s, k)`` float after ``probed`` lists ``(s,)``, of neighbours that are in these."""
+        upper = np.minimum(np.searchsorted(self._stops, probed), len(self._stops) - 1)
+        lower = np.maximum(upper - 1, 0)
+        queries = np.arange(len(probed))
+        high, low = self._logs[upper, queries], self._logs[lower, queries]
+        wide = np.log(self._stops[upper] / self._stops[lower])
+        part = np.where(upper > lower, np.log(probed / self._stops[lower]) / np.where(wide > 0, wide, 1), 1)
+        known = np.isfinite(high) & np.isfinite(low)
+        low, high, part = np.where(known, low, 0), np.where(known, high, 0), part[:, None]
+        return np.where(known, np.rint(np.exp(low * (1 - part) + high * part) - 1), np.inf)
 
 
-def _beyond(probed: IntArray, within: IntArray, scans: list[Scan]) -> IntArray:
-    high = scans[-1]
-    seen = within <= high.nprobe
-    growth = 0.0
-    if len(scans) > 1:
-        low = scans[-2]
-        both = (low.rank < NOT_FOUND) & (high.rank < NOT_FOUND)
-        if both.any():
-            ratios = np.log((high.rank[both] + 1) / (low.rank[both] + 1))
-            growth = float(ratios.mean()) / float(np.log(high.nprobe / low.nprobe))
-    times = np.maximum(probed / high.nprobe, 1)[:, None] ** growth
-    rank = np.where(high.rank < NOT_FOUND, np.ceil((high.rank + 1) * times) - 1, NOT_FOUND).astype(np.int64)
-    if seen.any() and not seen.all():
-        known = np.sort(rank[seen])
-        unseen = np.flatnonzero(~seen.reshape(-1))
-        spread = ((np.arange(len(unseen)) + 0.5) / len(unseen) * len(known)).astype(np.int64)
-        rank.reshape(-1)[unseen] = known[np.random.default_rng(0).permutation(spread)]
-    return rank
+def _lenders(came: IntArray, stops: int) -> IntArray:
+    """From which neighbour each has its rank: itself, or one of the farthest whose lists were scanned."""
+    lender, unseen = np.arange(len(came)), np.flatnonzero(came == stops)
+    for first in range(stops - 1, -1, -1):
+        others = np.flatnonzero((came >= first) & (came < stops))
+        if len(others) >= _OTHERS:
+            break
+    if len(others):
+        spread = np.arange(len(unseen)) * len(others) // max(len(unseen), 1)
+        lender[unseen] = others[np.random.default_rng(0).permutation(spread)]
+    return lender

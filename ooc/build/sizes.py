@@ -21,11 +21,13 @@ __all__ = [
     "BLOCK_ROWS",
     "COPY_BYTES",
     "DECODED_BATCH_BYTES",
+    "DEEP_SHARE",
     "ORDER_BYTES",
     "Sizes",
     "code_training_rows",
     "copied_dtype",
     "most_witnesses",
+    "witnesses_of",
 ]
 
 #: Rows that are assigned and encoded together. Fixed: the last bits of a matrix product change with
@@ -61,6 +63,8 @@ DECODED_BATCH_BYTES = 16 * MIB
 _WITNESSES = 550
 _WITNESSES_OF = 1_000_000
 _WITNESSES_TIMES = 2.5
+#: The share of them that tells of the hundred nearest rows; the others tell of the ten nearest.
+DEEP_SHARE = 3 / 11
 #: Neighbours that are found of each, at most.
 _NEIGHBOURS = 25
 #: Memory in which a thread puts lists in order.
@@ -76,6 +80,15 @@ def most_witnesses(n: int) -> int:
     """How many queries at most recall is measured by, in a collection of ``n`` rows."""
     times: float = min(np.sqrt(_WITNESSES_OF / n), _WITNESSES_TIMES)
     return round(_WITNESSES * max(times, 1))
+
+
+def witnesses_of(count: int, most: int) -> tuple[int, int]:
+    """How many of ``count`` queries that are given tell of a hundred rows, and how many of ten.
+
+    Where there are fewer than ``most``, some or all of them tell of both.
+    """
+    deep = round(DEEP_SHARE * most)
+    return min(count, deep), min(count, most - deep)
 
 
 def copied_dtype(stored: str, copy: CopyDtype) -> np.dtype[np.generic]:

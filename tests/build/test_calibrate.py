@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ooc
-from ooc.build.scans import MOST_CANDIDATES, Scan, rank_among, rank_at
-from ooc.build.scans import NOT_FOUND as FAR
+from ooc.build.scans import MOST_CANDIDATES, Ranks, rank_among
 from ooc.build.shards import shards_done
 from ooc.build.sweep import Sweep
 from ooc.build.witness import DEEP, NEAR, Witnesses, neighbours_found
@@ -26,6 +25,9 @@ from tests.helpers import embeddings, exact_search, recall
 
 METRICS: tuple[Metric, ...] = ("l2", "ip", "cosine")
 WIDE = 300
+
+#: The rank of what was not found.
+FAR = np.inf
 
 
 @pytest.fixture(scope="module")
@@ -249,14 +251,45 @@ def test_ranks_beyond_all_candidates_are_as_good_as_none() -> None:
 
 
 def test_ranks_between_scans_lie_between() -> None:
-    scans = [Scan(nprobe=4, rank=np.array([[0, 10, FAR]])), Scan(nprobe=8, rank=np.array([[0, 40, 7]]))]
+    stops = np.array([4, 8])
     within = np.array([[1, 2, 6]])
-    between = rank_at(np.array([6]), within, scans)[0]
+    ranks = Ranks(stops, np.array([[[0, 10, FAR]], [[0, 40, 7]]]), within, np.zeros(1, bool), 64)
+    between = ranks.at(np.array([6]))[0]
     assert between[0] == 0
     assert 10 < between[1] < 40
-    assert between[2] == 7
-    beyond = rank_at(np.array([32]), within, scans)[0]
-    assert beyond[1] > 40
+    assert 0 < between[2] < 7  # fewer lists hold fewer rows that look nearer
+    assert ranks.at(np.array([8]))[0].tolist() == [0, 40, 7]
+    assert ranks.at(np.array([4]))[0, :2].tolist() == [0, 10]
+    assert 40 < ranks.at(np.array([32]))[0, 1] < FAR
+
+
+def test_neighbours_in_lists_that_were_not_scanned_have_ranks_of_others_as_far() -> None:
+    rng = np.random.default_rng(0)
+    within = np.concatenate([np.full((2, 500), 1), np.full((2, 50), 7), np.full((2, 50), 40)], axis=1)
+    rank = np.where(within == 1, 0, rng.integers(100, 200, within.shape)).astype(float)
+    rank[1] *= 10  # of a hundred neighbours, not of ten
+    before = np.where(within == 1, 0, FAR)
+    deep = np.array([False, True])
+    ranks = Ranks(np.array([4, 8]), np.stack((before, np.where(within > 8, FAR, rank))), within, deep, 64)
+    near, far = ranks.at(np.array([40, 40]))[:, 550:]
+    assert 99 <= near.min() < near.max() < 250
+    assert far.min() >= 990
+    assert len(np.unique(near)) > 20
+
+
+def test_a_neighbour_of_every_fourth_row_stands_for_four(wide: FloatArray, tmp_path: Path) -> None:
+    """recall@100 as it is told by a quarter of the rows is that of all rows."""
+    x, queries = wide[:11_000], wide[11_000:11_375]
+    ooc.build(x, tmp_path / "i", factory="HR,IVF64,RaBitQ", copy_vectors="always", queries=queries)
+    _, truth = ooc.exact(x, queries, k=100)
+    with ooc.open_index(tmp_path / "i") as index:
+        promise = index.promise
+        assert promise is not None
+        assert promise.queries == 375  # all of them tell of a hundred
+        for wanted in (0.8, 0.9, 0.95):
+            setting, _ = promise.setting(wanted, 100)
+            found = recall(index.search(queries, 100, recall=wanted)[1], truth)
+            assert abs(found - setting.recall) < 0.01
 
 
 def test_recall_is_measured_by_queries_where_they_are_given(wide: FloatArray, tmp_path: Path) -> None:

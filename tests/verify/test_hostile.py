@@ -41,7 +41,7 @@ def lied(server: Server, index: Path, count: int, seed: int, counted: Counted) -
     before = {path: path.stat().st_mtime_ns for path in (index.parent / OUTSIDE).rglob("*")}
     done = server.call("tests.verify.hostile:tried", index, some)
     results = dict(told for told in done.told if len(told) == 2)
-    wrong = [f"{some[number]}: {came}"[:2000] for number, came in results.items() if came]
+    wrong = [f"{came}: {some[number]}"[:2000] for number, came in results.items() if came]
     if done.status:
         assert done.told, done.trace
         wrong.append(f"{some[len(results)]}: the process ended with {done.status}\n{done.trace}"[:3000])

@@ -29,6 +29,7 @@ from ooc.build.reuse import reusable
 from ooc.build.sizes import Sizes, copied_dtype, most_witnesses, witnesses_of
 from ooc.errors import ArgumentError, PlanError, ResourceError
 from ooc.index.layout import SCALED, SPILL
+from ooc.search.queries import check_at_least
 from ooc.stores import Store
 from ooc.stores.keys import keys_of_rows, open_keys
 from ooc.types import METRICS, CopyDtype, CopyVectors, KeysLike, Metric, OnBad, PathOrStr, Spill, StoreLike
@@ -286,12 +287,17 @@ class Options:
                 kind="copy_dtype",
                 hint="Leave one of the two out.",
             )
-        if not 0 <= self.seed < 2**31:
+        for name, least in (("seed", 0), ("shard_rows", 1), ("threads", 1)):
+            if (count := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_at_least(name, count, least))
+        if self.seed >= 2**31:
             raise ArgumentError(f"seed must be from 0 to 2**31 - 1, not {self.seed}", kind="seed")
-        for name in ("shard_rows", "threads"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ArgumentError(f"{name} must be at least 1, not {count}", kind=name)
+        factory: object = self.factory
+        if factory is not None and not isinstance(factory, str):
+            raise ArgumentError(
+                f"factory must be a string of faiss's, as 'HR,IVF4096,RaBitQ', not {factory!r}",
+                kind="factory",
+            )
         parse_bytes(self.memory)
 
 

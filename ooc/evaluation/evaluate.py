@@ -136,9 +136,9 @@ def evaluate(
     Stopped
         ``stop`` was set; nothing is written.
     """
-    for name, value in (("k", k), ("count", count), ("seed", seed)):
-        if value is not None:
-            check_at_least(name, value, 0 if name == "seed" else 1)
+    k, seed = check_at_least("k", k, 1), check_at_least("seed", seed, 0)
+    count = None if count is None else check_at_least("count", count, 1)
+    threads = None if threads is None else check_at_least("threads", threads, 1)
     if ground_truth is not None and queries is None:
         raise ArgumentError(
             "a ground truth is of queries, and none are given", kind="ground_truth", hint="Name the queries."

@@ -166,6 +166,8 @@ def exact(
         )
     if on_bad not in ("stop", "skip"):
         raise ArgumentError(f"on_bad must be 'stop' or 'skip', not {on_bad!r}", kind="on_bad")
+    k = check_at_least("k", k, 1)
+    threads = None if threads is None else check_at_least("threads", threads, 1)
     budget = parse_bytes(memory)
     tell = observer or events.ignore
     begun = time.monotonic()
@@ -304,10 +306,7 @@ class _Plan:
         keep: bool,
         n: int | None = None,
     ) -> _Plan:
-        """Raises ArgumentError, or PlanError where the budget is too small."""
-        check_at_least("k", k, 1)
-        if threads is not None:
-            check_at_least("threads", threads, 1)
+        """Raises PlanError where the budget is too small."""
         team = threads or available_threads()
         release_free_memory()
         base = max(private_bytes(), _BASE_BYTES)

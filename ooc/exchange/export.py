@@ -56,7 +56,7 @@ def export(
     """Write an index as one file of plain faiss; see ``ooc.export``."""
     layout = Layout.of(index)
     if nprobe is not None:
-        check_at_least("nprobe", nprobe, 1)
+        nprobe = check_at_least("nprobe", nprobe, 1)
     with contextlib.closing(Opened.newest(layout, layout.read_header(), Budget.of(None))) as view:
         target = _target(path, view.generation, overwrite=overwrite)
         return _Run("export", layout, observer, stop).write(view, target, nprobe)

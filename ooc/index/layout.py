@@ -108,7 +108,17 @@ class Layout:
 
     @classmethod
     def of(cls, path: PathOrStr) -> Layout:
-        """The layout below ``path``, which need not exist."""
+        """The layout below ``path``, which need not exist.
+
+        Raises
+        ------
+        ArgumentError
+            It is no path.
+        """
+        if not isinstance(path, str | os.PathLike):
+            raise ArgumentError(
+                f"an index is named by the path of its directory, not by {path!r}", kind="index"
+            )
         return cls(Path(path).expanduser().absolute())
 
     def of_generation(self, record: Mapping[str, Any]) -> Layout:

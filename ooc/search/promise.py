@@ -276,11 +276,11 @@ class Choice:
         plain = plain and type(k) is int and type(recall) in _PLAIN
         if plain and (told := self._told.get((k, recall))) is not None:
             return told
-        check_at_least("k", k, 1)
+        k = check_at_least("k", k, 1)
         if rerank is not None:
-            check_at_least("rerank", rerank, 0)
+            rerank = check_at_least("rerank", rerank, 0)
         if nprobe is not None:
-            check_at_least("nprobe", nprobe, 1)
+            nprobe = check_at_least("nprobe", nprobe, 1)
         if recall is not None:
             _check_recall(recall, nprobe)
             if recall == 1:

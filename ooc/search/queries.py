@@ -14,6 +14,8 @@ __all__ = ["as_queries", "check_at_least"]
 #: Over so few values numpy keeps Python's lock. Letting go of it wakes other threads that search, which
 #: takes longer than the division.
 _PIECE = 500
+#: The largest number that is stored.
+_MOST = 2**63 - 1
 
 
 def as_queries(xq: AnyArray, d: int, metric: Metric) -> FloatArray:
@@ -22,9 +24,12 @@ def as_queries(xq: AnyArray, d: int, metric: Metric) -> FloatArray:
     Raises
     ------
     DataError
-        Of another shape or dtype, or with NaN or infinity.
+        Of another shape or dtype, of no shape at all, or with NaN or infinity.
     """
-    array = np.asarray(xq)
+    try:
+        array = np.asarray(xq)
+    except ValueError as error:
+        raise DataError(f"queries are no array (nq, {d}): {error}", kind="query-shape") from error
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise DataError(f"queries must be numbers, not {array.dtype}", kind="query-dtype")
     if array.ndim == 1:
@@ -58,8 +63,8 @@ def _divided(query: FloatArray, length: np.float32) -> FloatArray:
     return unit
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """See that a number is whole and large enough.
+def check_at_least(name: str, value: int, least: int) -> int:
+    """A whole number, large enough and of 64 bits, as a Python ``int``: numpy's have ways of their own.
 
     Raises
     ------
@@ -69,3 +74,7 @@ def check_at_least(name: str, value: int, least: int) -> None:
     whole: object = value
     if isinstance(whole, bool) or not isinstance(whole, int | np.integer) or value < least:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}", kind=name)
+    number = int(value)
+    if number > _MOST:
+        raise ArgumentError(f"{name} must be at most {_MOST}, not {value!r}", kind=name)
+    return number

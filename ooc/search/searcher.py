@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import threading
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from ooc.search.filters import Filter
 from ooc.search.info import figures, recall
 from ooc.search.opened import Opened
 from ooc.search.promise import Chosen, Promise, default_rerank
-from ooc.search.queries import as_queries
+from ooc.search.queries import as_queries, check_at_least
 from ooc.search.rerank import vectors
 from ooc.search.stages import Wanted
 from ooc.search.stream import search_to
@@ -414,7 +415,7 @@ class Index:
         trace: Trace,
     ) -> tuple[FloatArray, IntArray, Wanted]:
         """Distances and ids ``(nq, k)``, and what was wanted."""
-        queries = as_queries(xq, self.d, self.metric)
+        queries, k = as_queries(xq, self.d, self.metric), check_at_least("k", k, 1)
         allowed = view.allowed(filter)
         if allowed is None and not view.n:  # all rows were deleted
             allowed = view.live
@@ -586,8 +587,9 @@ class Index:
         queries, view = as_queries(xq, self.d, self.metric), self._view()
         # How many rows there will be is not known: no recall at k is promised.
         nprobe, *_ = view.choice.settings(1, nprobe=view.choice.default_nprobe if nprobe is None else nprobe)
-        if not math.isfinite(radius):
-            raise ArgumentError(f"radius must be a finite number, not {radius}", kind="radius")
+        given: object = radius
+        if not isinstance(given, numbers.Real) or not math.isfinite(radius):
+            raise ArgumentError(f"radius must be a finite number, not {radius!r}", kind="radius")
         allowed = view.allowed(self._restricted(view, filter, where, parameters))
         counted = view.stages.counting(allowed)
         exact = view.choice.exact if rerank is None else rerank

@@ -115,9 +115,9 @@ def search_to(
 
     tell = observer or events.ignore
     begun = time.monotonic()
-    for name, value in (("k", k), ("first", first), ("batch", batch)):
-        if value is not None:
-            check_at_least(name, value, 1)
+    k = check_at_least("k", k, 1)
+    first = None if first is None else check_at_least("first", first, 1)
+    batch = None if batch is None else check_at_least("batch", batch, 1)
     target = check_out(out, overwrite=overwrite)
     allowed = None
     if filter is not None or where is not None or parameters is not None:

@@ -13,6 +13,7 @@ from ooc.index.generation import Generation
 from ooc.index.layout import Layout
 from ooc.index.lock import is_held, publisher
 from ooc.index.segment import Segments
+from ooc.search.queries import check_at_least
 from ooc.types import PathOrStr
 from ooc.update.changing import clear
 
@@ -75,8 +76,7 @@ def gc(index: PathOrStr, *, keep: int = 0) -> dict[str, Any]:
     """Remove generations that nobody reads, and what was left unfinished; see ``ooc.gc``."""
     layout = Layout.of(index)
     layout.read_header()
-    if keep < 0:
-        raise ArgumentError(f"keep must be at least 0, not {keep}", kind="keep")
+    keep = check_at_least("keep", keep, 0)
     with publisher(layout.lock):
         current = layout.published()
         there_bytes = _bytes(layout)

@@ -183,6 +183,43 @@ def test_queries_that_cannot_be_searched_are_refused(l2: Path, queries: Any, kin
     assert error.value.kind == kind
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+def test_numbers_of_numpy_are_numbers(l2: Path, xq: FloatArray, tmp_path: Path, kind: Any) -> None:
+    k, nprobe, rerank = kind(3), kind(4), kind(20)
+    with ooc.open_index(l2) as index:
+        want = index.search(xq, 3, nprobe=4, rerank=20)
+        for one, other in zip(index.search(xq, k, nprobe=nprobe, rerank=rerank), want, strict=True):
+            np.testing.assert_array_equal(one, other)
+        index.search(xq, k)
+        index.explain(xq[0], k, nprobe=nprobe, rerank=rerank)
+        index.range_search(xq[:2], 1.0, nprobe=nprobe)
+        out = tmp_path / "hits.npz"
+        told = index.search_to(xq, out, k=k, nprobe=nprobe, rerank=rerank, first=kind(9), batch=kind(4))
+        assert (told["nq"], told["k"], told["nprobe"], told["rerank"]) == (9, 3, 4, 20)
+    ooc.exact(xq, xq[:3], k=k, threads=kind(2))
+    assert ooc.plan(xq, seed=kind(3), threads=kind(2)) == ooc.plan(xq, seed=3, threads=2)
+    ooc.evaluate(l2, xq[:20], k=k, count=kind(9), seed=kind(1), nprobe=[nprobe], candidates=[rerank])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (lambda index, xq: index.search(xq, 2**63), "k"),
+        (lambda index, xq: index.search(xq, 3, nprobe=2**63), "nprobe"),
+        (lambda index, xq: index.range_search(xq, "5"), "radius"),
+        (lambda index, xq: index.search([[1.0], [1.0, 2.0]], 3), "query-shape"),
+        (lambda index, xq: ooc.exact(xq, xq, k=2**63), "k"),
+        (lambda index, xq: ooc.open_index(None), "index"),
+        (lambda index, xq: ooc.plan(xq, threads="2"), "threads"),
+        (lambda index, xq: ooc.plan(xq, factory=5), "factory"),
+    ],
+)
+def test_what_is_no_such_thing_is_refused(l2: Path, xq: FloatArray, wrong: Any, kind: str) -> None:
+    with ooc.open_index(l2) as index, pytest.raises(ooc.OocError) as caught:
+        wrong(index, xq)
+    assert caught.value.kind == kind
+
+
 @pytest.mark.parametrize("wrong", [{"k": 0}, {"k": 2.5}, {"nprobe": 0}, {"rerank": -1}, {"k": True}])
 def test_arguments_out_of_range_are_refused(l2: Path, xq: FloatArray, wrong: dict[str, Any]) -> None:
     with ooc.open_index(l2) as index, pytest.raises(ooc.ArgumentError):

@@ -221,6 +221,7 @@ MADE_KINDS = {
     ("ArgumentError", kind)
     for kind in ("metric", "copy_vectors", "copy_dtype", "spill", "on_bad", "threads", "shard_rows", "nprobe")
 } | {
+    ("ArgumentError", "keep"),
     ("ArgumentError", "rerank"),
     ("ArgumentError", "k"),
     ("ArgumentError", "first"),

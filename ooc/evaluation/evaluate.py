@@ -12,7 +12,7 @@ import numpy as np
 
 from ooc import events
 from ooc.durable import write_bytes
-from ooc.errors import ArgumentError, ConflictError, DataError, OocError, ResourceError
+from ooc.errors import ArgumentError, ConflictError, DataError, OocError, ResourceError, StoreError
 from ooc.evaluation.exact import neighbours
 from ooc.evaluation.measure import Asked, default_candidates, default_nprobes, measured, with_best
 from ooc.evaluation.neighbours import read_neighbours
@@ -83,7 +83,8 @@ def evaluate(
         Only the first so many of ``queries``; or how many rows are drawn, by default 1000.
     nprobe, candidates : sequence of int, optional
         The grid: lists probed, and candidates compared exactly (``rerank`` of a search). Default: powers
-        of two around the default ``nprobe``, and four numbers from 2 k to five times the default.
+        of two around the default ``nprobe``, and four numbers from 2 k to five times the default; of an index
+        without vectors no candidates: what its codes find, by a ground truth.
     seed : int
         Of the draw.
     store : store, optional
@@ -182,7 +183,7 @@ def evaluate(
         }
         shares = {"search": 1.0} if ground_truth is not None else _SHARES
         tell(events.Started(operation="eval", stages=shares, settings=settings))
-        rows, same = _rows(index, needed=queries is None or ground_truth is None)
+        rows, same = _rows(index, needed=ground_truth is None)
         there = numbered(index)
         xq, own, told = _queries(index, rows, there, queries, count, seed)
         if ground_truth is not None:
@@ -291,7 +292,14 @@ def _rows(index: Index, *, needed: bool) -> tuple[Store | None, bool]:
     """As ``indexed_rows``; None where they are gone and not ``needed``."""
     try:
         return indexed_rows(index)
-    except OocError:
+    except OocError as error:
+        if needed and error.kind == "no-vectors":
+            raise StoreError(
+                error.message,
+                kind=error.kind,
+                hint="Name queries and their true neighbours (--ground-truth), or import it again with the "
+                "store of its vectors.",
+            ) from error
         if needed:
             raise
         return None, True

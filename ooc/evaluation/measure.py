@@ -58,7 +58,9 @@ def default_nprobes(index: Index) -> list[int]:
 
 
 def default_candidates(index: Index, k: int) -> list[int]:
-    """From twice ``k`` to five times what a search compares where nobody says."""
+    """From twice ``k`` to five times what a search compares where nobody says; without vectors none."""
+    if not index.info()["vectors"]:
+        return [0]
     usual = index.default_rerank(k)
     return sorted({min(m, index.n) for m in (2 * k, 5 * k, usual, 5 * usual)})
 
@@ -82,7 +84,7 @@ def measured(
     for nprobe in nprobes:
         for count in candidates:
             Stopped.raise_if(stop)
-            options: dict[str, Any] = {"nprobe": nprobe, "rerank": max(count, wanted)}
+            options: dict[str, Any] = {"nprobe": nprobe, "rerank": max(count, wanted) if count else 0}
             began = time.perf_counter()
             found, ids = index.search_until(stop, asked.xq, wanted, **options)
             seconds = time.perf_counter() - began

@@ -274,6 +274,28 @@ def test_without_vectors_searches_go_by_the_codes(
         assert (ours.search(queries, 10)[1] >= 0).all()
 
 
+def test_what_the_codes_alone_find_is_shown_by_true_neighbours(
+    tmp_path: Path, rows: FloatArray, queries: FloatArray
+) -> None:
+    index = tmp_path / "i.ooc"
+    ooc.build(rows, tmp_path / "built.ooc", factory="IVF16,SQ8")
+    ooc.export(tmp_path / "built.ooc", tmp_path / "x.faiss")
+    ooc.import_index(tmp_path / "x.faiss", index)
+    _, truth = ooc.exact(rows, queries, k=10)
+    page = tmp_path / "page.html"
+    points = ooc.evaluate(index, queries, ground_truth=truth, html=page)["points"]
+    assert {point["candidates"] for point in points} == {0}
+    with ooc.open_index(index) as opened:
+        _, ids = opened.search(queries, 10, nprobe=16, rerank=0)
+    assert points[-1]["nprobe"] == 16
+    assert points[-1]["recall"] == pytest.approx(recall(ids, truth))
+    for given in (None, queries):
+        with pytest.raises(ooc.StoreError) as caught:
+            ooc.evaluate(index, given)
+        assert caught.value.kind == "no-vectors"
+        assert "--ground-truth" in str(caught.value.hint)
+
+
 def test_what_refines_is_left_out_and_not_read(tmp_path: Path, rows: FloatArray, queries: FloatArray) -> None:
     theirs = faiss.index_factory(D, "HR,IVF16,RaBitQ,RFlat")
     theirs.train(rows[:N])

@@ -122,7 +122,7 @@ def update(
             observer=observer,
             stop=stop,
         )
-        _publish(made, places, measured, told, time.monotonic() - began)
+        _publish(made, places, before.generation.rows, measured, told, time.monotonic() - began)
     with open_index(layout.root) as renewed:
         info = renewed.info()
     seconds = time.monotonic() - began
@@ -249,7 +249,12 @@ def _blocks(rows: Store, searched: _Searched) -> Iterator[Block]:
 
 
 def _publish(
-    made: Next, places: list[SegmentLayout], measured: Calibrated, queries: dict[str, Any], seconds: float
+    made: Next,
+    places: list[SegmentLayout],
+    live: int,
+    measured: Calibrated,
+    queries: dict[str, Any],
+    seconds: float,
 ) -> None:
     """The next generation: the same segments, the order and the table that were measured."""
     records = [read_record(place) for place in places]
@@ -259,7 +264,7 @@ def _publish(
     made.set(
         order=order,
         calibration=measured.calibration,
-        calibrated=calibrated(made.number, [entry.name for entry in made.segments], records),
+        calibrated=calibrated(made.number, [entry.name for entry in made.segments], records, live),
     )
     report = {"operation": "eval", "finished": time.time(), "seconds": round(seconds, 3)}
     made.publish({**report, "queries": queries, "times": measured.times})

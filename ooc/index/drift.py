@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["MEASURED", "calibrated", "stale"]
+__all__ = ["MEASURED", "calibrated", "measured_rows", "stale"]
 
 #: Of so many rows of a segment one is measured.
 MEASURED = 16
@@ -14,10 +14,12 @@ MEASURED = 16
 _FARTHER = 1.1
 #: So many times as many rows as were measured make lists longer than any setting was tried on.
 _MORE = 2.0
+#: So much fewer leave the k nearest so far apart that lists are chosen by more results than were measured.
+_FEWER = 0.5
 
 
 def calibrated(
-    generation: int, names: Iterable[str], segments: Iterable[Mapping[str, Any]]
+    generation: int, names: Iterable[str], segments: Iterable[Mapping[str, Any]], live: int | None = None
 ) -> dict[str, Any]:
     """What the record of a generation, and of those that follow it, keeps of how recall was measured.
 
@@ -28,13 +30,29 @@ def calibrated(
     names : iterable of str
     segments : iterable of mapping
         Their records (``segment.json``).
+    live : int, optional
+        How many of their rows were not dead; default: all.
     """
     kept = ("rows", "assignment_error")
     by = [
         {"name": name, **{key: segment[key] for key in kept if key in segment}}
         for name, segment in zip(names, segments, strict=True)
     ]
-    return {"generation": generation, "segments": by}
+    said: dict[str, Any] = {"generation": generation, "segments": by}
+    return said if live in (None, sum(entry["rows"] for entry in by)) else {**said, "live": live}
+
+
+def measured_rows(generation: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> int:
+    """How many rows lived when recall was measured; parameters as for ``stale``."""
+    known = _known(generation, segments)
+    return int(known.get("live", sum(entry["rows"] for entry in known["segments"])))
+
+
+def _known(generation: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What ``calibrated`` made, also where a record is without it."""
+    names = [str(entry["name"]) for entry in generation["segments"][:1]]
+    known: Mapping[str, Any] = generation.get("calibrated") or calibrated(1, names, segments[:1])
+    return known
 
 
 def stale(generation: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> str | None:
@@ -50,7 +68,7 @@ def stale(generation: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) 
     if not generation.get("calibration"):
         return None
     names = [str(entry["name"]) for entry in generation["segments"]]
-    known = (generation.get("calibrated") or calibrated(1, names[:1], segments[:1]))["segments"]
+    known = _known(generation, segments)["segments"]
     before = {str(entry["name"]) for entry in known}
     later = {name: segment for name, segment in zip(names, segments, strict=True) if name not in before}
     measured = [entry for entry in known if "assignment_error" in entry]
@@ -66,4 +84,10 @@ def stale(generation: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) 
     rows, now = (sum(entry["rows"] for entry in entries) for entries in (known, segments))
     if now > _MORE * rows:
         return f"recall was measured on {rows} rows, and there are {now}"
+    lived, live = (
+        measured_rows(generation, segments),
+        now - sum(e.get("dead", 0) for e in generation["segments"]),
+    )
+    if live < _FEWER * lived:
+        return f"recall was measured on {lived} rows, and {live} are left"
     return None

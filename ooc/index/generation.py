@@ -316,7 +316,7 @@ class Generation:
             raise ValueError(f"the order of the lists is {order!r}")
         _see_whole(order.get("sketch_of", 0))
         by = record.get("calibrated", {"generation": number, "segments": []})
-        _see_whole(by["generation"], record["skipped_rows"])
+        _see_whole(by["generation"], by.get("live", 0), record["skipped_rows"])
         for entry in by["segments"]:
             _see_whole(entry["rows"])
             error = entry.get("assignment_error", 0)

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from ooc.errors import ArgumentError, IndexDirError
+from ooc.index.drift import measured_rows
 from ooc.index.generation import Generation
 from ooc.index.layout import Header, Layout
 from ooc.index.live_keys import LiveKeys, no_keys
@@ -89,6 +90,7 @@ class Opened:
             n=self.n,
             nlist=self.segments.nlist,
             lists_per_row=header.lists_per_row,
+            measured=measured_rows(self.record, [one.record for one in self.segments.each]),
             exact=self.source.known,
         )
         kind = None

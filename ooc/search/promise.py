@@ -128,13 +128,33 @@ class Promise:
             ) from error
         return made if made._settings else None
 
-    def setting(self, recall: float, k: int) -> tuple[Setting, bool]:
+    def setting(self, recall: float, k: int, live: float = 1.0) -> tuple[Setting, bool]:
         """The cheapest setting that keeps ``recall`` at ``k`` results, and whether any does.
 
         For a ``k`` between two that were measured the setting lies between theirs, in proportion to the
         logarithm of ``k``; beyond the largest, candidates grow in proportion, and nothing is promised. Where
         no setting keeps the recall it is the best one.
+
+        Of as many rows as were measured only a part may ``live`` now. Then the k nearest lie where the
+        k / ``live`` nearest lay, and lists are those of so many. Where these are more than were measured,
+        lists grow as their square root, as under a filter, and reach, of which less is known, in proportion.
         """
+        setting, kept = self._setting(recall, k)
+        if live >= 1:
+            return setting, kept
+        far, _ = self._setting(recall, k / live)
+        times = max(1.0, k / live / max(self._settings))
+        return replace(
+            setting,
+            nprobe=max(setting.nprobe, math.ceil(far.nprobe * math.sqrt(times))),
+            # Dead rows are no candidates.
+            candidates=max(setting.candidates, math.ceil(live * far.candidates)),
+            reach=None
+            if setting.reach is None or far.reach is None
+            else max(setting.reach, far.reach * times),
+        ), kept
+
+    def _setting(self, recall: float, k: float) -> tuple[Setting, bool]:
         above = self._above(k)
         below = max((one for one in self._settings if one <= k), default=above)
         high, kept = self._at(recall, above)
@@ -156,7 +176,7 @@ class Promise:
 
         return Setting(
             nprobe=between("nprobe"),
-            candidates=max(k, between("candidates")),
+            candidates=max(math.ceil(k), between("candidates")),
             recall=min(low.recall, high.recall),
             low=min(low.low, high.low),
             list_bytes=between("list_bytes"),
@@ -176,13 +196,13 @@ class Promise:
         """The largest recall that is kept at ``k`` results."""
         return self._settings[self._above(k)][-1].low
 
-    def _above(self, k: int) -> int:
+    def _above(self, k: float) -> int:
         """The smallest ``k`` that was measured and is no smaller; else the largest."""
         return min((one for one in self._settings if one >= k), default=max(self._settings))
 
-    def shown(self) -> list[tuple[int, float, Setting, bool]]:
+    def shown(self, live: float = 1.0) -> list[tuple[int, float, Setting, bool]]:
         """By k, for each of a few recalls: the setting, and whether it keeps the recall."""
-        return [(k, recall, *self.setting(recall, k)) for k in self._settings for recall in _SHOWN]
+        return [(k, recall, *self.setting(recall, k, live)) for k in self._settings for recall in _SHOWN]
 
     def settings(self) -> dict[int, list[Setting]]:
         """All settings by k, from the cheapest on."""
@@ -235,6 +255,8 @@ class Choice:
         The index, for messages.
     n, nlist, lists_per_row : int
         Of the index.
+    measured : int, optional
+        Rows that lived when recall was measured; default: as many as now.
     exact : bool
         Whether there are vectors, by which candidates are compared where nothing else is asked.
     """
@@ -247,10 +269,13 @@ class Choice:
         n: int,
         nlist: int,
         lists_per_row: int,
+        measured: int | None = None,
         exact: bool = True,
     ) -> None:
         self.promise, self._name, self.exact = promise, name, exact
         self._n, self._nlist = n, nlist
+        #: Of as many rows as were measured so many are there now.
+        self._live = min(1.0, max(n, 1) / measured) if measured else 1.0
         self.default_nprobe = min(nlist, max(1, 2 * math.isqrt(nlist) // lists_per_row))
         #: What searches for k with a recall, or with none, were told, where there was nothing to warn of.
         self._told: dict[tuple[int, float | None], Chosen] = {}
@@ -287,7 +312,7 @@ class Choice:
                 return Chosen(self._nlist, self._n if rerank is None else rerank)
         if nprobe is None and self.promise is not None:
             wanted = DEFAULT_RECALL if recall is None else recall
-            setting, kept = self.promise.setting(wanted, k)
+            setting, kept = self.promise.setting(wanted, k, self._live)
             if not kept and rerank != 0:
                 self._warn(self.promise, wanted, k)
             nprobe, candidates, reach = min(setting.nprobe, self._nlist), setting.candidates, setting.reach
@@ -336,8 +361,8 @@ class Choice:
         """``nprobe`` and ``rerank`` of a search for ten rows that asks for nothing."""
         if self.promise is None:
             return {"nprobe": self.default_nprobe, "rerank": self._default_rerank(10)}
-        setting, _ = self.promise.setting(DEFAULT_RECALL, 10)
-        return {"nprobe": setting.nprobe, "rerank": setting.candidates}
+        setting, _ = self.promise.setting(DEFAULT_RECALL, 10, self._live)
+        return {"nprobe": min(setting.nprobe, self._nlist), "rerank": setting.candidates}
 
     def table(self) -> dict[str, Any] | None:
         """What is promised, JSON-ready: by k, the setting for each of a few recalls; None: nothing."""
@@ -345,8 +370,14 @@ class Choice:
             return None
         promise = self.promise
         lines = [
-            {"k": k, "target": target, "kept": kept, **asdict(setting)}
-            for k, target, setting, kept in promise.shown()
+            {
+                "k": k,
+                "target": target,
+                "kept": kept,
+                **asdict(setting),
+                "nprobe": min(setting.nprobe, self._nlist),
+            }
+            for k, target, setting, kept in promise.shown(self._live)
         ]
         return {"by": promise.by, "queries": promise.queries, "confidence": CONFIDENCE, "settings": lines}
 

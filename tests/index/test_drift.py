@@ -11,7 +11,7 @@ import pytest
 
 import ooc
 from ooc.cli.info import describe
-from ooc.index.drift import calibrated, stale
+from ooc.index.drift import calibrated, measured_rows, stale
 from tests.helpers import embeddings, rewrite, unsealed
 
 FIRST = {"rows": 1000, "assignment_error": 0.5}
@@ -41,6 +41,21 @@ def test_rows_that_lie_far_from_their_centroids_are_said() -> None:
     assert stale(generation("s1", "s2"), [FIRST, {"rows": 50, "assignment_error": 1.1}]) is not None
     exactly = stale(generation("s1", "s2"), [{**FIRST, "assignment_error": 0}, FIRST])
     assert exactly is not None
+
+
+def test_few_rows_that_are_left_are_said() -> None:
+    by = calibrated(1, ["s1"], [FIRST])
+    record = generation("s1", by=by)
+    record["segments"][0]["dead"] = 490
+    assert stale(record, [FIRST]) is None
+    record["segments"][0]["dead"] = 510
+    assert stale(record, [FIRST]) == "recall was measured on 1000 rows, and 490 are left"
+    # After a compaction too.
+    assert "490 are left" in str(stale(generation("s2", by=by), [{"rows": 490}]))
+    # Measured anew with the dead rows still in the lists.
+    record["calibrated"] = calibrated(3, ["s1"], [FIRST], 490)
+    assert stale(record, [FIRST]) is None
+    assert measured_rows(record, [FIRST]) == 490
 
 
 def test_what_was_measured_since_counts_no_more() -> None:

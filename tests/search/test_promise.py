@@ -18,7 +18,7 @@ import ooc
 from ooc.durable import read_json
 from ooc.search.promise import CONFIDENCE, lower
 from ooc.types import FloatArray
-from tests.helpers import exact_search, recall
+from tests.helpers import embeddings, exact_search, recall
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,46 @@ def test_recall_1_compares_all_rows(index: ooc.Index, x: FloatArray, xq: FloatAr
     expected = exact_search(x, xq, 10, "l2")[1]
     assert (index.search(xq, 10, recall=1)[1] == expected).mean() > 0.999
     assert index.settings(10, recall=1.0) == (index.nlist, index.n)
+
+
+def test_where_fewer_rows_live_than_were_measured_lists_are_those_of_more_results(
+    index: ooc.Index,
+) -> None:
+    promise = index.promise
+    assert promise is not None
+    assert promise.setting(0.9, 10, 1.0) == promise.setting(0.9, 10)
+    all_live, _ = promise.setting(0.9, 10)
+    tenth, _ = promise.setting(0.9, 10, 0.1)
+    hundred, _ = promise.setting(0.9, 100)
+    assert (tenth.nprobe, tenth.reach) == (hundred.nprobe, hundred.reach)
+    assert all_live.candidates <= tenth.candidates <= max(all_live.candidates, hundred.candidates // 10 + 1)
+    lives = [promise.setting(0.9, 100, live)[0] for live in (1, 0.9, 0.5, 0.1, 0.01)]  # beyond the table
+    assert sorted(setting.nprobe for setting in lives) == [setting.nprobe for setting in lives]
+    assert lives[-1].nprobe > lives[1].nprobe > 0
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_the_recall_is_kept_where_rows_were_deleted(tmp_path: Path, compacted: bool) -> None:
+    made = embeddings(16_200, 48, seed=4)  # of one kind
+    x, xq = made[:16_000], made[16_000:]
+    ooc.build(x, tmp_path / "i", copy_vectors="always", factory="IVF256,EDEN2")
+    with ooc.open_index(tmp_path / "i") as index:
+        before = index.explain(xq, 10)
+    left = np.sort(np.random.default_rng(0).choice(len(x), len(x) // 10, replace=False))
+    ooc.delete(tmp_path / "i", np.setdiff1d(np.arange(len(x)), left))
+    if compacted:
+        ooc.compact(tmp_path / "i")
+    with ooc.open_index(tmp_path / "i") as index:
+        for k, least in ((10, 0.95), (50, 0.94)):  # by the lists of all rows .94 and .91
+            expected = left[exact_search(x[left], xq, k, "l2")[1]]
+            assert recall(index.search(xq, k)[1], expected) >= least
+        assert index.explain(xq, 10).lists > before.lists
+        assert "1600 are left" in index.info()["recall"]["stale"]
+        ooc.evaluate(tmp_path / "i", update=True)
+    with ooc.open_index(tmp_path / "i") as index:
+        assert index.info()["recall"]["stale"] is None
+        expected = left[exact_search(x[left], xq, 10, "l2")[1]]
+        assert recall(index.search(xq, 10)[1], expected) > 0.94
 
 
 def test_between_the_k_that_were_measured_lies_the_setting(index: ooc.Index) -> None:

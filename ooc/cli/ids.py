@@ -29,14 +29,21 @@ def read_ids(text: str) -> AnyArray:
     """
     import numpy as np
 
-    if text != "-" and not Path(text).exists():
+    if text != "-" and (not text or not Path(text).exists()):
         if not _SOME.fullmatch(text):
             raise ArgumentError(
-                f"{text} is no file, and no ids",
+                f"{text or repr(text)} is no file, and no ids",
                 kind="ids",
                 hint="Write ids as in 3,7,20-29, or name a file.",
             )
         spans = [(int(a), int(b or a)) for a, _, b in (part.partition("-") for part in text.split(","))]
+        for first, last in spans:
+            if last < first:
+                raise ArgumentError(
+                    f"{first}-{last} in {text} ends before it begins",
+                    kind="ids",
+                    hint=f"Write {last}-{first}.",
+                )
         return np.concatenate([np.arange(first, last + 1, dtype=np.int64) for first, last in spans])
     try:
         if text.endswith(".npy"):

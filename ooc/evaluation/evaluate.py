@@ -317,6 +317,12 @@ def _queries(
     if queries is None:
         assert rows is not None
         end = there.end
+        if not index.n:
+            raise DataError(
+                f"{index.info()['path']} has no live rows to be queries",
+                kind="no-rows",
+                hint="Append some first, or name queries.",
+            )
         wanted = min(count or _QUERIES, max(end - there.dead.count, 1))
         # Of the rows that were deleted none counts; in their place about as many others do.
         more = min(end, -(-wanted * end // max(end - there.dead.count, 1)))

@@ -310,6 +310,12 @@ class Layout:
             None was published yet.
         """
         number = self.live()
+        if number is None and self.numbers():
+            raise IndexDirError(
+                f"{self.current} is missing: it names the generation that is read, and some were published",
+                kind="index-damaged",
+                hint="`ooc verify INDEX --repair` writes it anew.",
+            )
         if number is None:
             raise IndexDirError(
                 f"the index {self.root} was not finished",

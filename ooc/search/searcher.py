@@ -742,6 +742,8 @@ class Index:
         self.close()
 
     def __repr__(self) -> str:
+        if self._opened is None:
+            return f"<ooc.Index {self._layout.root} (closed)>"
         return f"<ooc.Index {self._layout.root} ({self.n} x {self.d}, {self.metric})>"
 
 

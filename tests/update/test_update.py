@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ooc
+from ooc.cli.ids import read_ids
 from ooc.types import FloatArray
 from tests.helpers import embeddings, tree
 from tests.update.model import Model
@@ -420,3 +421,27 @@ def test_what_is_kept_are_generations_before_the_live_one(tmp_path: Path) -> Non
     ooc.delete(path, [10])
     assert ooc.gc(path, keep=5)["removed"] == []
     assert ooc.gc(path)["removed"] == [2, 3]
+
+
+def test_what_was_lost_or_closed_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "i.ooc"
+    ooc.build(embeddings(60, 8), path, factory="IVF1,Flat")
+    with ooc.open_index(path) as index:
+        pass
+    assert "closed" in repr(index)
+    (path / "CURRENT").unlink()
+    with pytest.raises(ooc.IndexDirError, match="CURRENT is missing") as caught:
+        ooc.open_index(path)
+    assert "--repair" in str(caught.value.hint)
+    ooc.verify(path, repair=True)
+    ooc.delete(path, np.arange(60))
+    with pytest.raises(ooc.DataError, match="no live rows") as none:
+        ooc.evaluate(path)
+    assert none.value.kind == "no-rows"
+
+
+@pytest.mark.parametrize("text", ["5-3", "1,9-2", ""])
+def test_ids_on_the_command_line_that_are_none(text: str) -> None:
+    with pytest.raises(ooc.ArgumentError) as caught:
+        read_ids(text)
+    assert caught.value.kind == "ids"

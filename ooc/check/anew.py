@@ -35,7 +35,7 @@ from ooc.durable import (
     remove_tree,
     rename,
 )
-from ooc.engine import Codec, Sketch, header_skeleton
+from ooc.engine import Codec, Sketch, header_skeleton, sketched
 from ooc.errors import ConflictError, OocError, ResourceError, Stopped, StoreError
 from ooc.events import Note, Observer, Stage, stage
 from ooc.index.arrays import ROWS_BEGIN
@@ -353,6 +353,12 @@ class Anew:
         order = Order.read(layout, self._generation.number, record, self._header.metric)
         first = self._lists.get(self._generation.segments[0].name, self._generation.segments[0])
         codec = Codec.of_header(layout.segment(first.name).header)
+        if not sketched(codec.nlist, codec.d_code):  # a record says so that is not of this index
+            said = dataclasses.replace(order, sketch=None).record
+            kept = {name: value for name, value in record["order"].items() if not name.startswith("sketch_")}
+            made.set(order={**kept, **said})
+            self._done.append("a sketch was left out: there are too few centroids for one")
+            return
         sketch = layout.sketch(made.number)
         Sketch.make(codec.centroids(), self._header.metric, order.handicap).save(sketch)
         said = dataclasses.replace(order, sketch=sketch).record

@@ -302,6 +302,20 @@ def test_a_sketch_is_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / "i/generations/2.sketch.faiss").read_bytes() == sketch.read_bytes()
 
 
+def test_a_sketch_of_few_centroids_is_left_out(tmp_path: Path) -> None:
+    """A record may say that there is one where none can be made."""
+    ooc.build(embeddings(500, 8), tmp_path / "i", copy_vectors="always")
+    path = tmp_path / "i/generations/1.json"
+    record = unsealed(path)
+    record["order"] |= {"sketch": True, "sketch_checksums": ["0" * 32]}
+    write_sealed(path, record)
+    assert not ooc.verify(tmp_path / "i")["sound"]
+    figures = ooc.verify(tmp_path / "i", repair=True)
+    assert figures["sound"], figures["findings"]
+    with ooc.open_index(tmp_path / "i") as index:
+        assert index.search(embeddings(500, 8)[:3], 1)[1][:, 0].tolist() == [0, 1, 2]
+
+
 def test_a_check_tells_how_far_it_is_and_can_be_stopped(stored: tuple[Path, FloatArray]) -> None:
     seen: list[events.Event] = []
     ooc.verify(stored[0], full=True, observer=seen.append)

@@ -25,7 +25,6 @@ from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Numbered, Shard, format_numbers, shards_done
 from ooc.build.sizes import BLOCK_ROWS, COPY_BYTES
-from ooc.build.sweep import Found
 from ooc.build.train import Template
 from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
@@ -36,6 +35,7 @@ from ooc.index.layout import BuildLayout
 from ooc.index.lists import write_sorted
 from ooc.index.lock import holder, lease
 from ooc.mapping import release_free_memory
+from ooc.search.sweep import Found
 from ooc.stores.base import Block, Store
 from ooc.types import BytesArray, IntArray
 

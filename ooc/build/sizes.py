@@ -9,9 +9,9 @@ import numpy as np
 from ooc.build.assign import scores_bytes
 from ooc.build.factory import Factory
 from ooc.build.kmeans import kept_bytes
-from ooc.build.sweep import Sweep
 from ooc.engine import sketch_bytes, sketched
 from ooc.errors import PlanError
+from ooc.search.sweep import Sweep
 from ooc.stores import Store
 from ooc.types import CopyDtype
 from ooc.units import MIB, format_bytes

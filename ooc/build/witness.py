@@ -21,11 +21,11 @@ from ooc.build.rows import Prepared, prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Shard
 from ooc.build.sizes import DEEP_SHARE, witnesses_of
-from ooc.build.sweep import Found, Sweep
 from ooc.durable import write_bytes
 from ooc.errors import IndexDirError, ResourceError
 from ooc.index.dead import Dead
 from ooc.index.layout import BuildLayout
+from ooc.search.sweep import Found, Sweep
 from ooc.stores.base import Store
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, OnBad
 

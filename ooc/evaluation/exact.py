@@ -21,13 +21,13 @@ from ooc import events
 from ooc.build.plan import available_threads
 from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
-from ooc.build.sweep import Found, Sweep
 from ooc.build.workers import in_order, workers
 from ooc.errors import ArgumentError, DataError, PlanError, ResourceError, Stopped
 from ooc.evaluation.neighbours import check_neighbours, open_neighbours
 from ooc.index.dead import Dead
 from ooc.mapping import private_bytes, release_free_memory
 from ooc.search.queries import as_queries, check_at_least
+from ooc.search.sweep import Found, Sweep
 from ooc.stores import Store, open_store
 from ooc.stores.base import Block, check_rows
 from ooc.stores.targets import check_not_source

@@ -23,7 +23,6 @@ from ooc.build.plan import available_threads
 from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.sizes import BLOCK_ROWS, Sizes, most_witnesses
-from ooc.build.sweep import Found, Sweep
 from ooc.build.train import published_template
 from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import in_order, workers
@@ -36,6 +35,7 @@ from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.order import read_spread
 from ooc.index.segment import Segments, read_record
 from ooc.search.searcher import Index, open_index
+from ooc.search.sweep import Found, Sweep
 from ooc.stores import Store, open_store
 from ooc.stores.base import Block
 from ooc.types import IntArray, Metric, OnBad, StoreLike

@@ -1,4 +1,4 @@
-"""The best of what was found: ordered, merged, each row once."""
+"""The best of what was found: ordered, each row once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from ooc.types import FloatArray, IntArray, Metric
 from ooc.vectors import SHORT, pick
 
-__all__ = ["best", "merge_best", "once", "worst"]
+__all__ = ["best", "once", "worst"]
 
 
 def worst(metric: Metric) -> float:
@@ -80,10 +80,3 @@ def once(found: FloatArray, ids: IntArray, metric: Metric) -> tuple[FloatArray, 
     again = ids[:, 1:] == ids[:, :-1]
     ids[:, 1:][again] = -1
     return found, ids
-
-
-def merge_best(
-    one: tuple[FloatArray, IntArray], two: tuple[FloatArray, IntArray], k: int, metric: Metric
-) -> tuple[FloatArray, IntArray]:
-    """The ``k`` best of two results for the same queries."""
-    return best(np.concatenate((one[0], two[0]), axis=1), np.concatenate((one[1], two[1]), axis=1), k, metric)

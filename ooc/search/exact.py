@@ -1,7 +1,8 @@
 """The nearest of many rows by comparing all of them.
 
-The store is read front to back and a matrix product proposes, after which the best are compared one by
-one (``ooc.search.rerank``): what is returned is never a distance out of the product of two large matrices.
+The store is read front to back; a matrix product rules out what cannot be among the best, and the rest is
+compared one by one (``ooc.search.sweep``): what is returned is never a distance out of the product of two
+large matrices, and nothing is lost by its rounding.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ooc.search.best import best, merge_best
-from ooc.search.rerank import distances
+from ooc.search.best import best
+from ooc.search.sweep import TILE, Sweep
 from ooc.search.trace import NOTHING, Trace
 from ooc.stores.base import Store, as_float32
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
-from ooc.vectors import normalise
 
 __all__ = ["exhaustive"]
 
@@ -23,7 +23,7 @@ __all__ = ["exhaustive"]
 _SWEEP_BYTES = 8 * 1024 * 1024
 #: Up to this part of the rows is gathered rather than read past.
 _FEW = 0.25
-#: A matrix product orders rows by distances with an error: this many more are computed exactly.
+#: So many more are kept, since ties are settled by id, and rows come in another order.
 _MARGIN = 64
 
 
@@ -59,20 +59,19 @@ def exhaustive(
     Where they are many the store is read front to back once, in blocks; few rows are gathered. With
     ``some_bad`` rows with NaN or infinity, which no index holds, may be among them and are passed over.
     """
-    keep = k + _MARGIN
-    result = np.full((len(xq), 0), 0, np.float32), np.full((len(xq), 0), -1, np.int64)
-    step = max(1, _SWEEP_BYTES // max(store.row_bytes, 4 * len(xq)))
+    sweep = Sweep(xq, k + _MARGIN, metric)
+    step = max(1, _SWEEP_BYTES // max(store.row_bytes, 4 * min(len(xq), TILE)))
+    seen, bad = 0, np.empty(0, np.int64)
     for numbers, rows in _allowed_rows(store, allowed, step):
         trace.pause()
         x = as_float32(rows)
         if some_bad:
-            finite = np.isfinite(x).all(axis=1)
-            x, numbers = x[finite], numbers[finite]
-        if metric == "cosine":
-            x, _ = normalise(x)
-        scores = xq @ x.T
-        if metric == "l2":
-            scores = np.einsum("ij,ij->i", x, x) - 2 * scores  # |q|² is the same for all rows
-        result = merge_best(result, (scores, np.broadcast_to(numbers, scores.shape)), keep, metric)
-    found = distances(xq, result[1], store, metric)
-    return best(found, ids_of(result[1]), k, metric)
+            bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+            x = x.copy()
+            x[bad] = 0
+        sweep.take(sweep.look_at(seen, x, bad))
+        seen += len(numbers)
+    found, places = sweep.result()
+    if seen:
+        places = np.where(places < 0, -1, allowed[places])
+    return best(found, ids_of(places), k, metric)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import ooc
 from ooc.build.scans import MOST_CANDIDATES, Ranks, rank_among
 from ooc.build.shards import shards_done
-from ooc.build.sweep import Sweep
 from ooc.build.witness import DEEP, NEAR, Witnesses, neighbours_found
 from ooc.durable import read_json
 from ooc.index.layout import BuildLayout
+from ooc.search.sweep import Sweep
 from ooc.types import FloatArray, Metric
 from tests.helpers import embeddings, exact_search, recall
 
@@ -126,7 +126,7 @@ def test_few_directions_rule_most_rows_out(wide: FloatArray, monkeypatch: pytest
     )
     sweep = Sweep(np.ascontiguousarray(wide[:100]), 10, "l2", np.arange(100), basis=directions(wide))
     for start in range(0, len(wide), 1000):
-        sweep.take(sweep.look(start, wide[start : start + 1000]))
+        sweep.take(sweep.look_at(start, wide[start : start + 1000], np.empty(0, np.int64)))
     assert sum(compared[6:]) < 0.05 * 100 * 6000
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ooc.build.sweep import Sweep
+from ooc.search.sweep import Sweep
 from ooc.types import METRICS, Metric
 from ooc.vectors import normalise
 
@@ -63,7 +63,7 @@ def test_equal_rows_are_compared_but_a_few_times(monkeypatch: pytest.MonkeyPatch
     x = np.ones((20_000, 8), np.float32)
     sweep = Sweep(x[:100], 10, "l2")
     for start in range(0, len(x), 2000):
-        found = sweep.look(start, x[start : start + 2000])
+        found = sweep.look_at(start, x[start : start + 2000], np.empty(0, np.int64))
         assert not start or not len(found.tiles[0][0])
         sweep.take(found)
     assert sum(compared) == 10 * 100 * 10

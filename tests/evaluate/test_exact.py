@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import ooc
 from ooc import events
-from ooc.build.sweep import Sweep
 from ooc.evaluation.neighbours import read_neighbours
+from ooc.search.sweep import Sweep
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.units import MIB, parse_bytes
 from tests.helpers import embeddings, exact_search
@@ -92,7 +92,7 @@ def test_ties_are_in_the_order_of_ids_whatever_the_blocks(
     starts = list(range(0, n, block))
     rng.shuffle(starts)
     for start in starts:
-        sweep.take(sweep.look(start, x[start : start + block]))
+        sweep.take(sweep.look_at(start, x[start : start + block], np.empty(0, np.int64)))
     distances, ids = sweep.result()
     a, b = x.astype(np.int64), x[which].astype(np.int64)
     key = ((a[None] - b[:, None]) ** 2).sum(axis=2) if metric == "l2" else -(b @ a.T)

@@ -98,6 +98,24 @@ def test_where_nothing_is_allowed_nothing_is_found(made: Path, xq: FloatArray, n
             assert not len(index.range_search(xq[:nq], 1.0, filter=allowed)[2])
 
 
+def test_comparing_all_is_exact_far_from_the_origin(tmp_path: Path) -> None:
+    far = np.random.default_rng(5).standard_normal((4000, 32), dtype=np.float32) + np.float32(1000)
+    # Of both kinds: what lies between them is the mean, and near to none.
+    x, xq = np.concatenate((far[:3950], -far[:50])), np.concatenate((far[3950:], -far[3950:3960]))
+    build(x[:3950], tmp_path / "i", memory="400MiB", copy_vectors="always", factory="IVF16,SQ8")
+    ooc.append(tmp_path / "i", x[3950:])
+    with ooc.open_index(tmp_path / "i") as index:
+        for ids in (np.arange(4000), np.arange(0, 4000, 7)):
+            expected = nearest_allowed(x, xq, 10, "l2", ids)
+            options: dict[str, Any] = {"nprobe": 16, "rerank": 4000, "filter": ids}
+            for found in (
+                index.search(xq, 10, **options)[1],
+                np.concatenate([index.search(one, 10, **options)[1] for one in xq]),
+            ):
+                # Distances of float32 tell few apart of those that are as near.
+                assert recall(found, expected) >= 0.99
+
+
 def test_range_search_under_a_filter(made: Path, x: FloatArray, xq: FloatArray) -> None:
     odd = np.arange(1, 5000, 2)
     with ooc.open_index(made) as index:

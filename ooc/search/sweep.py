@@ -29,17 +29,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ooc.build.rows import prepare
 from ooc.engine import pairs
 from ooc.errors import Stopped
 from ooc.search.best import worst
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
-__all__ = ["Found", "Sweep"]
+__all__ = ["TILE", "Found", "Sweep"]
 
 #: Queries that are multiplied together with a block of rows.
-_TILE = 512
+TILE = 512
 #: Pairs that are compared exactly at once: some 60 bytes each.
 _PAIRS = 1 << 16
 #: float32 numbers are rounded by at most this part of their size.
@@ -81,7 +80,7 @@ class Found:
 class Sweep:
     """The ``k`` nearest rows of each query, of all the blocks that are looked at.
 
-    ``look`` is safe from several threads at once; ``take`` is for one. Blocks may come in any order.
+    ``look_at`` is safe from several threads at once; ``take`` is for one. Blocks may come in any order.
 
     Parameters
     ----------
@@ -133,10 +132,10 @@ class Sweep:
         self._length = np.sqrt(squares)
         self._bound = None if basis is None else _Bound(xq, basis, l2=metric == "l2")
         #: Blocks in which few directions are not tried, by tile. Two threads may count one as two or none.
-        self._without = [0] * -(-nq // _TILE)
+        self._without = [0] * -(-nq // TILE)
         # Of the score and of the distance; a cosine has the rounding of both lengths besides.
         self._error = (4 if metric == "cosine" else 2) * (d + 8) * _ROUNDED
-        self._tiles = [slice(first, min(first + _TILE, nq)) for first in range(0, nq, _TILE)]
+        self._tiles = [slice(first, min(first + TILE, nq)) for first in range(0, nq, TILE)]
         # The k-th best so far, by tile: replaced as a whole, so that other threads see one or the other.
         self._worst = [_Worst.unknown(tile.stop - tile.start) for tile in self._tiles]
         self._keys = np.full((nq, k), np.inf, np.float32)
@@ -156,22 +155,17 @@ class Sweep:
     def look_bytes(d: int, rows: int) -> int:
         """Private memory for looking at so many rows together."""
         # The rows moved, or in few directions; of a tile scores, whether they are near, and exact keys.
-        return 4 * rows * (d + 2) + 5 * _TILE * rows + _TILE * rows // 4 * 20
+        return 4 * rows * (d + 2) + 5 * TILE * rows + TILE * rows // 4 * 20
 
     @staticmethod
     def merge_bytes(k: int) -> int:
         """Private memory for putting in order."""
-        return _TILE * 3 * k * 48
-
-    def look(self, start: int, rows: AnyArray) -> Found:
-        """What may be among the nearest, of the rows ``(m, d)`` that begin with number ``start``."""
-        prepared = prepare(rows, "l2")
-        return self.look_at(start, prepared.x, prepared.bad)
+        return TILE * 3 * k * 48
 
     def look_at(
         self, start: int, x: FloatArray, bad: IntArray, low: FloatArray | None = None, *, every: int = 1
     ) -> Found:
-        """As ``look``, of rows ``(m, d)`` float32 whose ``bad`` ones, by place, are known and set to 0.
+        """What may be among the nearest of rows ``(m, d)`` float32. ``bad`` ones, by place, are set to 0.
 
         ``low`` is ``x @ basis``, where the caller has it. Row i has the number ``start + i * every``.
         """

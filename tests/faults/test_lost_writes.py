@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -30,14 +31,16 @@ def _recover(case: Case, image: Image, filled: int) -> None:
 
 
 @pytest.mark.parametrize("case", [*OPERATIONS, *REPAIRS], indirect=True)
-def test_after_some_lost_writes_it_recovers(case: Case) -> None:
+def test_after_some_lost_writes_it_recovers(case: Case, counted: Callable[[str, int], None]) -> None:
     images = _images(case, 4)
     for image, filled in random.Random(case.name).sample(images, min(_SOME, len(images))):
         _recover(case, image, filled)
+        counted("losses of power", 1)
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("case", [*OPERATIONS, *REPAIRS], indirect=True)
-def test_after_any_lost_writes_it_recovers(case: Case) -> None:
+def test_after_any_lost_writes_it_recovers(case: Case, counted: Callable[[str, int], None]) -> None:
     for image, filled in _images(case, 4):
         _recover(case, image, filled)
+        counted("losses of power", 1)

@@ -201,7 +201,7 @@ class Ranks:
         logs, wide = np.log(rank + 1), np.diff(np.log(stops))
         growth = [0.0]
         for t in range(1, len(stops)):
-            both = (came < t) & np.isfinite(logs[t])
+            both = (came < t) & np.isfinite(logs[t]) & np.isfinite(logs[t - 1])
             grown = logs[t][both] - logs[t - 1][both]
             growth.append(float(grown.mean() / wide[t - 1]) if len(grown) else growth[-1])
             # At the stop before the one at which it came: as if its list had been there.

@@ -439,8 +439,10 @@ class Index:
 
         wanted = wanted_of(chosen, allowed)
         found, ids = self._in_batches(view, queries, wanted, trace)
-        if allowed is None and (lacking := ids[:, min(k, view.n) - 1] < 0).any():
-            # Of what is near much was deleted, or k is large: such a query looks farther, as under a filter.
+        # Of what is near much was deleted, or k is large: such a query looks farther, as under a filter.
+        # Where a number of lists was asked for it is these alone, unless rows in them are dead.
+        farther_too = allowed is None and (nprobe is None or view.stages.dead is not None)
+        if farther_too and (lacking := ids[:, min(k, view.n) - 1] < 0).any():
             short = np.flatnonzero(lacking)
             farther = wanted_of(view.choice.farther(chosen, k, nprobe=nprobe, rerank=rerank), view.live)
             found[short], ids[short] = self._in_batches(view, queries[short], farther, trace)

@@ -141,7 +141,6 @@ def test_after_going_back_a_change_has_a_number_of_its_own(index: Path) -> None:
     assert [one["generation"] for one in ooc.generations(index)] == [1, 2, 3]
     assert ooc.delete(index, np.arange(20, 30))["generation"] == 4
     ooc.rollback(index, 2)
-    ooc.gc(index, keep=1)
     assert ooc.delete(index, np.arange(40, 50))["generation"] == 5
 
 

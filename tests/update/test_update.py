@@ -176,10 +176,11 @@ def test_where_few_rows_are_left_k_are_found_still(
 ) -> None:
     path, _ = built
     ooc.delete(path, np.delete(np.arange(N), np.arange(0, N, N // left)))
-    options: tuple[dict[str, Any], ...] = ({}, {"nprobe": 1}, {"nprobe": 1, "rerank": 0})
+    options: tuple[dict[str, Any], ...] = ({}, {"rerank": 0}, {"nprobe": 1}, {"nprobe": 1, "rerank": 0})
     for compacted in (False, True):
         if compacted:
             ooc.compact(path)
+            options = options[:2]  # one list is one list, of which nothing is dead
         with ooc.open_index(path) as index:
             for more in options:
                 assert (index.search(queries, 10, **more)[1] >= 0).all(), (compacted, more)

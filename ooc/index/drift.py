@@ -84,10 +84,8 @@ def stale(generation: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) 
     rows, now = (sum(entry["rows"] for entry in entries) for entries in (known, segments))
     if now > _MORE * rows:
         return f"recall was measured on {rows} rows, and there are {now}"
-    lived, live = (
-        measured_rows(generation, segments),
-        now - sum(e.get("dead", 0) for e in generation["segments"]),
-    )
+    lived = measured_rows(generation, segments)
+    live = now - sum(entry.get("dead", 0) for entry in generation["segments"])
     if live < _FEWER * lived:
         return f"recall was measured on {lived} rows, and {live} are left"
     return None

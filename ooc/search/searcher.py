@@ -287,8 +287,8 @@ class Index:
             Queries of any real dtype, contiguous or not; nq may be 0. Not changed. For ``cosine``
             they need not be of unit length.
         k : int
-            So many rows are found, whatever else is asked; where there are fewer, the rest are padded with
-            ids of -1.
+            So many rows are found where there are as many. The rest is padded with ids of -1; so is what the
+            lists lack where ``nprobe`` is named.
         recall : float, optional
             The share of the true neighbours that shall be found in the mean, above 0 and at most 1;
             default 0.95. The cheapest setting that keeps it is taken from what the build measured (see

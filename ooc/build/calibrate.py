@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ooc.build.first import MOST_LOST, first_lost, first_met, one_lost
 from ooc.build.order import choose_order, sketch_lists
-from ooc.build.scans import MOST_CANDIDATES, Ranks, scan
+from ooc.build.recall import Recalls, Scanned, grid, recalls
+from ooc.build.scans import scan
 from ooc.build.searched import Searched
 from ooc.build.sizes import ORDER_BYTES
 from ooc.build.times import times
-from ooc.build.witness import DEEP, Nearest, Witnesses
+from ooc.build.witness import Nearest, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.errors import Stopped
 from ooc.events import Observer, Stage, ignore, stage
@@ -35,19 +34,18 @@ from ooc.index.dead import Dead
 from ooc.index.layout import SegmentLayout
 from ooc.index.segment import Segments
 from ooc.search.kind import FAR, nearness
-from ooc.search.promise import PAGE_BYTES, TABLED_K, lower
+from ooc.search.promise import PAGE_BYTES
 from ooc.stores import Store
 from ooc.types import AnyArray, FloatArray, IntArray
 from ooc.vectors import places
 
 __all__ = ["Calibrated", "calibrate"]
 
-#: Settings lie so far apart: eight to a doubling.
-_STEPS = 8
 #: Witnesses whose lists are scanned.
 _SCANNED = 256
-#: How many entries of lists are scanned for each row of the index, and at least.
-_ENTRIES_A_ROW, _ENTRIES_LEAST = 8, 1 << 20
+#: How many entries of lists are scanned of each group of them, for each row of the index and at least: those
+#: of the few that tell of a hundred neighbours, which lie farther, reach farther.
+_ENTRIES_A_ROW, _ENTRIES_LEAST = 3, 3 << 17
 #: Witnesses that a thread looks at together.
 _TILE = 64
 #: Lists are scanned until they hold this share of all neighbours.
@@ -135,23 +133,29 @@ def calibrate(
         order = sketching.result()
         segment = opened.enter_context(contextlib.closing(Segments(layouts, plan.lists_per_row, order)))
         some = np.unique(np.linspace(0, queries - 1, min(_SCANNED, queries)).astype(np.int64))
-        ranks = scan(
-            segment,
-            witnesses.x[some],
-            nearest.rows[some],
-            within[some],
-            some < witnesses.deep,
-            _last(segment, within[nearest.rows >= 0], plan.n, len(some)),
-            plan.metric,
-            pool,
-            threads=plan.threads,
-            selector=None if dead is None else dead.selector,
-            stop=stop,
-        )
+        groups = []
+        for group, members in witnesses.groups:
+            which = some[(some >= members.start) & (some < members.stop)]
+            if len(which):
+                there = within[members][nearest.rows[members] >= 0]
+                ranks = scan(
+                    segment,
+                    group,
+                    witnesses.x[which],
+                    nearest.rows[which],
+                    within[which],
+                    _last(segment, there, plan.n, len(which)),
+                    plan.metric,
+                    pool,
+                    threads=plan.threads,
+                    selector=None if dead is None else dead.selector,
+                    stop=stop,
+                )
+                groups.append(Scanned(group=group, all=members, some=which, ranks=ranks))
         row_bytes = plan.row_bytes + PAGE_BYTES - 1
         settings = {
             str(measured.k): _frontier(steps, measured, list_bytes, row_bytes)
-            for measured in _measured(counts, within, some, ranks, nearest, witnesses.deep, plan.n)
+            for measured in recalls(counts, within, groups, nearest, plan.n, pool, threads=plan.threads)
         }
         calibration = {
             "by": witnesses.by,
@@ -163,12 +167,6 @@ def calibrate(
         measured = times(segment, rows, plan, calibration, witnesses.x, dead, stop)
         at.figures.update(queries=queries, scanned=len(some), handicap=order.record["handicap"])
     return Calibrated(order=order.record, calibration=calibration, times=measured)
-
-
-def _grid(last: int) -> IntArray:
-    """Whole numbers from 1 to ``last``, eight to a doubling where there are as many."""
-    exact = 2 ** (np.arange(int(np.log2(last) * _STEPS) + 1) / _STEPS)
-    return np.unique(np.append(np.round(exact), last).astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +184,7 @@ class _Steps:
 
 def _steps(segment: Segments, x: FloatArray) -> _Steps:
     """Steps at which as many lists are probed as a grid has, at the mean or nearly so; at the last, all."""
-    lists = _grid(segment.nlist)
+    lists = grid(segment.nlist)
     some = x[np.unique(np.linspace(0, len(x) - 1, _TILE).astype(np.int64))]
     step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
     sums = np.zeros(len(lists))
@@ -257,95 +255,8 @@ def _last(segment: Segments, there: IntArray, n: int, scanned: int) -> int:
     return max(1, min(enough, segment.nlist, int(allowed)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """Recall@k and its lower bound ``(p, c)`` at each step, and ``candidates`` ``(c,)``."""
-
-    k: int
-    candidates: IntArray
-    recall: AnyArray
-    low: AnyArray
-
-
-def _measured(
-    probed_at: IntArray,
-    within: IntArray,
-    some: IntArray,
-    ranks: Ranks,
-    nearest: Nearest,
-    deep: int,
-    n: int,
-) -> list[_Measured]:
-    """Recall at every setting of the grid, for each k that is tabled and has neighbours."""
-    most, there = min(MOST_CANDIDATES, n), nearest.rows >= 0
-    is_deep = np.arange(len(there)) < deep
-    # Which witnesses tell of k, and which of these were scanned, by place.
-    of = {k: np.flatnonzero(is_deep == (k == DEEP.k)) for k in TABLED_K if k < max(n, 2)}
-    scanned = {k: np.flatnonzero(is_deep[some] == (k == DEEP.k)) for k in of}
-    tabled = [k for k in of if len(scanned[k])]
-    counts = {k: np.minimum(there.sum(axis=1), DEEP.depth if k == DEEP.k else k) for k in tabled}
-    # Rows as far as the k-th will do as well; of these as many as are known.
-    last = {k: nearest.keys[np.arange(len(there)), np.maximum(counts[k], 1) - 1] for k in tabled}
-    right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}
-    # Of the first neighbour the next nearest tell, too: as many as each witness has.
-    few = int(there[of[1]].sum(axis=1).min()) if 1 in tabled else 0
-    first = range(1, min(few, MOST_LOST) + 1)
-    firsts = {m: there & (nearest.keys <= nearest.keys[:, m - 1 : m]) for m in first}
-    asked = _grid(most)
-    found = {k: np.zeros((2, probed_at.shape[1], len(asked))) for k in tabled}
-    rows = np.arange(len(some))[:, None] * (len(asked) + 1)
-    for i, probed in enumerate(probed_at.T):
-        met = within <= probed[:, None]
-        cell = rows + np.searchsorted(asked, ranks.at(probed[some]), side="right")
-        for k in tabled:
-            if k == 1 and few:
-                share = first_met(met[of[k], :few])
-                each = [_lost(met & firsts[m], np.full(len(met), m), some, cell, len(asked)) for m in first]
-                lost, one = first_lost([part[scanned[k]] for part in each], asked), one_lost(asked, len(each))
-            else:
-                right_met = met & right[k]
-                # Where several are as far as the k-th more than k may be found.
-                share = _share(np.minimum(right_met.sum(axis=1), counts[k]), counts[k])[of[k]]
-                lost = _lost(right_met, counts[k], some, cell, len(asked))[scanned[k]]
-                one = np.full(len(asked), 1 / k)
-            found[k][:, i] = share.mean() - lost.mean(axis=0), lower(share, lost, one)
-        if met[there].all():  # more lists bring nothing, and read more
-            break
-    for k in tabled if most == n else ():
-        found[k][:, -1, -1] = 1  # every row of every list
-    return [
-        _Measured(
-            k=k,
-            candidates=asked[asked >= k],
-            recall=np.clip(found[k][0][:, asked >= k], 0, 1),
-            low=found[k][1][:, asked >= k],
-        )
-        for k in tabled
-    ]
-
-
-def _lost(
-    right_met: NDArray[np.bool_], counts: IntArray, some: IntArray, cell: IntArray, steps: int
-) -> AnyArray:
-    """What share the code misses of neighbours whose lists are met, of witnesses ``some``: ``(s, steps)``.
-
-    ``cell`` ``(s, k)`` says at which step of the candidates each is among them, of all witnesses one by one.
-    """
-    counts, met = counts[some][:, None], right_met[some]
-    hits = np.bincount(cell[met], minlength=len(some) * (steps + 1)).reshape(len(some), -1)
-    got = np.minimum(np.cumsum(hits[:, :-1], axis=1), counts)
-    lost: AnyArray = np.minimum(met.sum(axis=1, keepdims=True), counts) - got
-    return lost / np.maximum(counts, 1)
-
-
-def _share(found: AnyArray, count: IntArray) -> AnyArray:
-    """What part of the neighbours was found; all, where there are none."""
-    share: AnyArray = found / np.maximum(count, 1)
-    return np.where(count > 0, share, 1.0)
-
-
 def _frontier(
-    steps: _Steps, measured: _Measured, list_bytes: AnyArray, row_bytes: int
+    steps: _Steps, measured: Recalls, list_bytes: AnyArray, row_bytes: int
 ) -> list[list[float | None]]:
     """The settings that recall more than all that read fewer bytes, from the cheapest on."""
     lists = np.repeat(list_bytes, len(measured.candidates))

@@ -9,7 +9,7 @@ off by a percent or less, and the second has a half to a third of the standard e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,11 @@ __all__ = ["MOST_LOST", "first_lost", "first_met", "one_lost"]
 #: misses them.
 _MET, MOST_LOST = 10, 4
 
+_TINY = np.finfo(float).tiny
+
 
 def first_met(met: NDArray[np.bool_]) -> AnyArray:
-    """Whether the list of the first neighbour is met, as the line through the nearest says: ``(q,)``.
+    """Whether the list of the first neighbour is met, as the line through the nearest says: ``(q, ..)``.
 
     As far as the first neighbours themselves say something else, and more than chance would, they count: the
     two are put together with the weight ``1 - 2 v / b^2`` where they differ by ``b``, of variance ``v`` (less
@@ -32,35 +34,40 @@ def first_met(met: NDArray[np.bool_]) -> AnyArray:
 
     Parameters
     ----------
-    met : (q, k) bool
+    met : (q, .., k) bool
         Whether the list of each is, the nearest first.
     """
-    ranks = np.arange(1, min(_MET, met.shape[1]) + 1)
+    ranks = np.arange(1, min(_MET, met.shape[-1]) + 1)
     line = np.stack((np.ones(len(ranks)), np.log(ranks)), axis=1)
     # Least squares: what each rank weighs in where the line begins.
     weights = np.linalg.pinv(line)[0]
-    told: AnyArray = met[:, : len(ranks)] @ weights
-    off: AnyArray = met[:, 0] - told
-    square = float(off.mean()) ** 2
-    chance = float(off.var()) / len(off)
-    if square > 2 * chance:
-        told = told + (1 - 2 * chance / square) * off
+    told: AnyArray = met[..., : len(ranks)] @ weights
+    off: AnyArray = met[..., 0] - told
+    square = off.mean(axis=0) ** 2
+    chance = off.var(axis=0) / len(off)
+    told += np.maximum(1 - 2 * chance / np.maximum(square, _TINY), 0) * off
     return told
 
 
-def first_lost(lost: Sequence[AnyArray], candidates: IntArray) -> AnyArray:
-    """How often the code misses the first neighbour, of those whose list is met, at most: ``(s, c)``.
+def first_lost(lost: Callable[[int, slice], AnyArray], candidates: IntArray, most: int) -> AnyArray:
+    """How often the code misses the first neighbour, of those whose list is met, at most: ``(s, .., c)``.
 
     Were the m-th missed m times as often as the first, the mean of m would be (m + 1) / 2 times that.
 
     Parameters
     ----------
-    lost : sequence of (s, c) float
-        Of the nearest, of the two nearest .. up to ``MOST_LOST``: the share that is missed.
+    lost : callable
+        ``lost(m, columns)``: the share of the m nearest that is missed at some of the candidates,
+        ``(s, .., columns)``.
     candidates : (c,) int64
+        In ascending order.
+    most : int
+        Of how many nearest it can be told, at most ``MOST_LOST``.
     """
-    of = _of(candidates, len(lost))
-    return np.stack([lost[m - 1][:, i] * (2 / (m + 1)) for i, m in enumerate(of.tolist())], axis=1)
+    of = _of(candidates, most)
+    ends = np.searchsorted(of, np.arange(most + 1), side="right").tolist()
+    parts = [(m, slice(ends[m - 1], ends[m])) for m in range(1, most + 1) if ends[m - 1] < ends[m]]
+    return np.concatenate([lost(m, columns) * (2 / (m + 1)) for m, columns in parts], axis=-1)
 
 
 def one_lost(candidates: IntArray, most: int) -> AnyArray:

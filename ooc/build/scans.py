@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ooc.build.sizes import ORDER_BYTES
-from ooc.build.witness import DEEP
+from ooc.build.witness import Group
 from ooc.build.workers import Pool, in_order
 from ooc.engine import Selector
 from ooc.errors import Stopped
@@ -39,10 +38,10 @@ _OTHERS = 16
 
 def scan(
     segment: Segments,
+    group: Group,
     x: FloatArray,
     truth: IntArray,
     within: IntArray,
-    deep: NDArray[np.bool_],
     last: int,
     metric: Metric,
     pool: Pool,
@@ -51,16 +50,16 @@ def scan(
     selector: Selector | None = None,
     stop: threading.Event | None = None,
 ) -> Ranks:
-    """Scan 1, 4, 16 .. and ``last`` lists of each witness.
+    """Scan 1, 4, 16 .. and ``last`` lists of each witness of a group.
 
     Parameters
     ----------
+    group : Group
+        Of which rows their neighbours are known.
     x, truth : (s, d) float32, (s, k) int64
         Witnesses, and the rows that are their neighbours, -1 for none.
     within : (s, k) int64
         How many lists must be probed to meet each.
-    deep : (s,) bool
-        Whether the neighbours are of every so-manieth row alone, as ``DEEP`` says.
     threads : int
         Make it faster and change nothing.
     selector : Selector, optional
@@ -71,22 +70,22 @@ def scan(
 
     def one(some: slice) -> AnyArray:
         Stopped.raise_if(stop)
-        return _ranks(segment, x[some], truth[some], deep[some], last, metric, selector)
+        return _ranks(segment, group.every, x[some], truth[some], last, metric, selector)
 
     parts = (slice(first, first + step) for first in range(0, len(x), step))
     rank = np.concatenate(list(in_order(pool, one, parts, threads)), axis=1)
-    # Of every fourth row the 24th is in the mean as far as the hundredth of all. Places are whole numbers:
-    # a fraction, another for each, keeps the candidates that find them from being.
-    fraction = (np.arange(truth.size) * _GOLDEN).reshape(truth.shape) % 1 - 0.5
-    of_all = np.maximum(rank + fraction, 0) * (DEEP.k / DEEP.depth)
-    rank = np.where(deep[:, None], of_all, rank)
-    return Ranks(np.array(list(_stops(last))), rank, within, deep, segment.nlist)
+    if group.every > 1:
+        # Of every fourth row the 24th is in the mean as far as the hundredth of all. Places are whole
+        # numbers: a fraction, another for each, keeps the candidates that find them from being.
+        fraction = (np.arange(truth.size) * _GOLDEN).reshape(truth.shape) % 1 - 0.5
+        rank = np.maximum(rank + fraction, 0) * (group.k / group.depth)
+    return Ranks(np.array(list(_stops(last))), rank, within, segment.nlist)
 
 
 def _stops(last: int) -> Iterator[int]:
-    """1, 4, 16 .. and the last."""
+    """1, 4, 16 .. and the last, which is more than twice as many as the one before it."""
     at = 1
-    while at < last:
+    while 2 * at < last or at == 1 < last:
         yield at
         at *= 4
     yield last
@@ -94,14 +93,17 @@ def _stops(last: int) -> Iterator[int]:
 
 def _ranks(
     segment: Segments,
+    every: int,
     x: FloatArray,
     truth: IntArray,
-    deep: NDArray[np.bool_],
     last: int,
     metric: Metric,
     selector: Selector | None,
 ) -> AnyArray:
-    """The ranks ``(stops, s, k)`` of true neighbours by code, after each step of the lists scanned."""
+    """The ranks ``(stops, s, k)`` of true neighbours by code, after each step of the lists scanned.
+
+    Those among every ``every``-th row.
+    """
     y = segment.transform(x)
     coarse, lists = segment.coarse(y, last)
     keys: list[list[FloatArray]] = [[] for _ in x]
@@ -115,8 +117,8 @@ def _ranks(
         found = found if metric == "l2" else -found
         for i, (begin, stop) in enumerate(itertools.pairwise(lims.tolist())):
             near_keys, near_ids = found[begin:stop], rows[begin:stop]
-            if deep[i]:
-                counted = near_ids % DEEP.every == 0
+            if every > 1:
+                counted = near_ids % every == 0
                 near_keys, near_ids = near_keys[counted], near_ids[counted]
             keys[i].append(near_keys)
             ids[i].append(near_ids)
@@ -188,15 +190,11 @@ class Ranks:
         From 0; infinity where it is beyond all candidates, or the neighbour has not come.
     within : (s, k) int64
         How many lists must be probed to meet each.
-    deep : (s,) bool
-        Of which witnesses neighbours are farther than those of others.
     nlist : int
         How many there are.
     """
 
-    def __init__(
-        self, stops: IntArray, rank: AnyArray, within: IntArray, deep: NDArray[np.bool_], nlist: int
-    ) -> None:
+    def __init__(self, stops: IntArray, rank: AnyArray, within: IntArray, nlist: int) -> None:
         came = np.searchsorted(stops, within)
         logs, wide = np.log(rank + 1), np.diff(np.log(stops))
         growth = [0.0]
@@ -215,10 +213,8 @@ class Ranks:
             growth.append(growth[-1] * float(slower))
             logs = np.concatenate((logs, logs[-1:] + growth[-1] * np.log(ends[-1] / ends[-2])))
         self._stops = np.array(ends)
-        for some in (deep, ~deep):
-            part = logs[:, some].reshape(len(ends), -1)
-            logs[:, some] = part[:, _lenders(came[some].reshape(-1), len(stops))].reshape(logs[:, some].shape)
-        self._logs = logs
+        lenders = _lenders(came.reshape(-1), len(stops))
+        self._logs = logs.reshape(len(ends), -1)[:, lenders].reshape(logs.shape)
 
     def at(self, probed: IntArray) -> AnyArray:
         """The ranks ``(s, k)`` float after ``probed`` lists ``(s,)``, of neighbours that are in these."""

@@ -28,7 +28,7 @@ __all__ = ["times"]
 
 #: Queries at each setting at least and at most, and seconds after which no more than the least are asked;
 #: where rows come slowly fewer are.
-_LEAST, _MOST, _SECONDS, _MOST_SECONDS = 3, 16, 0.05, 1.0
+_LEAST, _MOST, _SECONDS, _MOST_SECONDS = 2, 16, 0.05, 1.0
 
 
 def times(

@@ -410,29 +410,39 @@ def lower(met: AnyArray, lost: AnyArray, one: AnyArray) -> AnyArray:
 
     Parameters
     ----------
-    met : (q,) float
+    met : (q, ..) float
         The share of the neighbours of each query that lies in probed lists.
-    lost : (s, c) float
+    lost : (s, .., c) float
         The share that is in probed lists and whose code was missed, of some of the queries, at c settings.
     one : (c,) float
         What one neighbour of a query is of that.
+
+    Returns
+    -------
+    bound : (.., c) float
     """
-    counted = np.append(met, 0.5) if (met == met[0]).all() else met
-    first, first_skew = (moment / len(met) for moment in _moments(counted))
+    first = np.stack(_moments(met)) / len(met)
+    same = (met == met[0]).all(axis=0)
+    if same.any():
+        more = np.concatenate((met, np.full((1, *same.shape), 0.5)))
+        first = np.where(same, np.stack(_moments(more)) / len(met), first)
     second, second_skew = (moment / len(lost) for moment in _moments(lost))
     nothing = (lost == 0).all(axis=0)
     if nothing.any():
-        more = np.concatenate((lost[:, nothing], one[None, nothing]))
-        second[nothing] = _moments(more)[0] / len(lost)
+        least = np.broadcast_to(one, nothing.shape)[nothing]
+        second[nothing] = _moments(np.concatenate((lost[:, nothing], least[None])))[0] / len(lost)
     # Of the two means together: their third cumulant over their variance.
-    spread = first + second
-    skew = (first_skew / len(met) - second_skew / len(lost)) / np.maximum(spread, np.finfo(float).tiny)
-    bound: AnyArray = met.mean() - lost.mean(axis=0) - _Z * np.sqrt(spread) + (1 + 2 * _Z**2) / 6 * skew
+    spread = first[0][..., None] + second
+    skew = first[1][..., None] / len(met) - second_skew / len(lost)
+    skew /= np.maximum(spread, np.finfo(float).tiny)
+    mean = met.mean(axis=0)[..., None] - lost.mean(axis=0)
+    bound: AnyArray = mean - _Z * np.sqrt(spread) + (1 + 2 * _Z**2) / 6 * skew
     return np.clip(bound, 0, 1)
 
 
 def _moments(values: AnyArray) -> tuple[AnyArray, AnyArray]:
     """The second and third central moments of values ``(n, ..)``."""
-    off = values - values.mean(axis=0)
-    squares = off * off
-    return np.asarray(squares.mean(axis=0)), np.asarray((squares * off).mean(axis=0))
+    mean, squares = values.mean(axis=0), values * values
+    square, cube = squares.mean(axis=0), np.einsum("i...,i...->...", squares, values) / len(values)
+    # Shares of 0 to 1: what their differences lose in rounding does not matter.
+    return np.asarray(np.maximum(square - mean**2, 0)), np.asarray(cube - 3 * mean * square + 2 * mean**3)

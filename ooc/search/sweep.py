@@ -254,7 +254,7 @@ class Sweep:
             better = known.beaten(query, keys, row, start, every)
             query, row, keys = query[better], row[better], keys[better]
             if len(query) > 2 * self._k * (some.stop - some.start):  # putting in order takes long
-                order = np.lexsort((keys, query))  # rows that are as near stay in their order
+                order = _ordered(query, keys, row)
                 rank = _rank(query[order])
                 order = order[rank < self._k]
                 query, row, keys = query[order], row[order], keys[order]
@@ -300,7 +300,7 @@ class Sweep:
             [ids[there], *(pair[1] * np.int64(every) + np.int64(start) for start, every, pair in waiting)]
         )
         all_keys = np.concatenate([keys[there], *(pair[2] for _, _, pair in waiting)])
-        order = np.lexsort((all_ids, all_keys, query))
+        order = _ordered(query, all_keys, all_ids)
         query = query[order]
         rank = _rank(query)
         order, query, rank = order[rank < k], query[rank < k], rank[rank < k]
@@ -371,6 +371,23 @@ def _pieces(near: NDArray[np.bool_]) -> Iterator[slice]:
         stop = max(first + 1, int(np.searchsorted(ends, before + _PAIRS, side="right")))
         yield slice(first, stop)
         first, before = stop, int(ends[stop - 1])
+
+
+def _ordered(query: IntArray, keys: FloatArray, ids: IntArray) -> IntArray:
+    """As ``np.lexsort((ids, keys, query))`` of float32 keys, several times as fast."""
+    if np.isnan(keys).any():
+        return np.lexsort((ids, keys, query))
+    # Bits of numbers, those of negative ones turned, are in the order of the numbers; -0 becomes 0.
+    bits = (keys + np.float32(0)).view(np.uint32)
+    bits = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    both = (query.astype(np.uint64) << np.uint64(32)) | bits
+    order = np.argsort(both)
+    both = both[order]
+    same = both[1:] == both[:-1]
+    if same.any():
+        some = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        order[some] = order[some][np.lexsort((ids[order[some]], both[some]))]
+    return order
 
 
 def _rank(query: IntArray) -> IntArray:

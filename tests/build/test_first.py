@@ -15,10 +15,14 @@ CANDIDATES = np.array([1, 4, 7, 8, 15, 16, 31, 32, 2048])
 OF = np.array([1, 1, 1, 2, 2, 3, 3, 4, 4])
 
 
-def lost_of(rates: AnyArray, queries: int = 1) -> list[AnyArray]:
-    """Shares that are missed of the nearest, of the two nearest .., the same at all candidates."""
+def lost_of(rates: AnyArray) -> AnyArray:
+    """What is told of one query of which these shares of the nearest, of the second .. are missed."""
     means = np.cumsum(rates) / np.arange(1, len(rates) + 1)
-    return [np.full((queries, len(CANDIDATES)), mean) for mean in means]
+
+    def lost(m: int, columns: slice) -> AnyArray:
+        return np.full((1, columns.stop - columns.start), means[m - 1])
+
+    return first_lost(lost, CANDIDATES, len(rates))[0]
 
 
 def test_what_is_always_met_is_met() -> None:
@@ -61,7 +65,7 @@ def test_first_neighbours_that_are_unlike_the_next_count() -> None:
 @given(st.floats(0, 0.01), st.floats(1, 3))
 def test_what_the_code_misses_is_not_said_too_low(first: float, power: float) -> None:
     rates = first * np.arange(1, MOST_LOST + 1) ** power
-    told = first_lost(lost_of(rates), CANDIDATES)[0]
+    told = lost_of(rates)
     assert (told >= first - 1e-12).all()
     if power == 1:
         np.testing.assert_allclose(told, first)
@@ -69,9 +73,10 @@ def test_what_the_code_misses_is_not_said_too_low(first: float, power: float) ->
 
 def test_few_candidates_are_told_of_by_fewer() -> None:
     rates = np.array([0.0, 0, 0, 1])
-    np.testing.assert_allclose(first_lost(lost_of(rates), CANDIDATES)[0], np.where(OF == 4, 0.1, 0))
+    np.testing.assert_allclose(lost_of(rates), np.where(OF == 4, 0.1, 0))
     np.testing.assert_allclose(one_lost(CANDIDATES, MOST_LOST), 2 / (OF * (OF + 1)))
     np.testing.assert_allclose(one_lost(CANDIDATES, 2), 2 / (np.minimum(OF, 2) * (np.minimum(OF, 2) + 1)))
     # What one neighbour adds is what the estimate has when one is missed.
-    one = [np.full((1, len(CANDIDATES)), 1 / m) for m in range(1, MOST_LOST + 1)]
-    np.testing.assert_allclose(first_lost(one, CANDIDATES)[0], one_lost(CANDIDATES, MOST_LOST))
+    for most in range(1, MOST_LOST + 1):
+        told = first_lost(lambda m, at: np.full((1, at.stop - at.start), 1 / m), CANDIDATES, most)[0]
+        np.testing.assert_allclose(told, one_lost(CANDIDATES, most))

@@ -19,7 +19,7 @@ from ooc.mapping import drop_file
 from ooc.stores.base import Store, check_chunks, check_dtype, check_shape, even_starts
 from ooc.stores.choose import Arrays, choose_array, refuse_missing
 from ooc.stores.chunked import ChunkedStore
-from ooc.stores.hdf5_journal import open_for_reading
+from ooc.stores.hdf5_journal import open_for_reading, see_read
 from ooc.stores.hdf5_links import refuse_leading_outside
 from ooc.stores.mapped import MappedStore, Tiles, one_tile
 from ooc.types import AnyArray, IntArray
@@ -80,6 +80,7 @@ class Hdf5Store(ChunkedStore):
     def _read_into(self, start: int, stop: int, out: AnyArray) -> None:
         try:
             self._dataset.read_direct(out, np.s_[start:stop])
+            see_read(self._file)
         except Exception as error:  # of a damaged file h5py raises what it likes
             ResourceError.raise_if_lacking(error, f"reading {self.uri}")
             raise ResourceError(
@@ -128,6 +129,11 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Store:
         if not isinstance(found, h5py.Dataset):
             refuse_missing(str(path), name, _datasets(path, file), what="dataset")
         store = _open_dataset(path, file, found)
+        try:
+            see_read(file)
+        except OSError:
+            store.close()
+            raise
     except BaseException as error:
         file.close()
         if isinstance(error, OocError | ImportError) or not isinstance(error, Exception):

@@ -10,9 +10,12 @@ A reader that finds a journal reads the file as if it were applied; the next wri
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -22,7 +25,7 @@ from ooc.durable import journal_name, remove_file, write_bytes
 from ooc.errors import StoreError
 from ooc.mapping import drop_cached
 
-__all__ = ["JournaledFile", "apply_journal", "open_for_reading"]
+__all__ = ["JournaledFile", "apply_journal", "open_for_reading", "see_read"]
 
 _MAGIC = b"ooc-hdf5-journal-1\n"
 
@@ -39,8 +42,8 @@ class JournaledFile:
 
     Notes
     -----
-    What HDF5 calls must not raise: h5py does not survive it. An error is kept, nothing more is
-    written, and ``commit`` raises it.
+    What HDF5 calls must not raise: h5py does not survive it. An error is kept, what could not be read is 0,
+    nothing more is written, and ``commit`` and ``told`` raise it.
     """
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
@@ -105,10 +108,25 @@ class JournaledFile:
     def flush(self) -> None:
         """HDF5's own flush says nothing about the disk: ``commit`` does."""
 
-    def commit(self) -> None:
-        """Make what was written since the last time durable, all of it or none."""
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """HDF5 reads or writes: what it makes of an error that it was not told of is told as that error."""
+        try:
+            yield
+        except Exception as error:
+            if self._error is not None and self._error is not error:
+                raise self._error from error
+            raise
+        self.see_error()
+
+    def see_error(self) -> None:
+        """Raise the first error of reading or writing, if there was one."""
         if self._error is not None:
             raise self._error
+
+    def commit(self) -> None:
+        """Make what was written since the last time durable, all of it or none."""
+        self.see_error()
         if os.fstat(self._fd).st_size < self._end:
             disk.truncate(self._fd, self.path, self._end)
         disk.sync(self._fd, self.path)
@@ -134,6 +152,9 @@ class JournaledFile:
             return
         os.close(self._fd)
         self._fd = -1
+        # HDF5 may keep this file for as long as the process lives. The error knows who was writing, and
+        # by them everything they had open: another one stops what HDF5 may still want to write.
+        self._error = OSError(errno.EBADF, "closed", str(self.path))
         if settled:
             remove_file(journal_name(self.path))
 
@@ -214,8 +235,27 @@ def apply_journal(path: Path) -> None:
     remove_file(journal_name(path))
 
 
+class _PatchedFile(h5py.File):  # type: ignore[misc]
+    """A file with a commit that a killed writer had begun, as it will be when that is finished."""
+
+    def __init__(self, path: Path, patches: list[_Patch]) -> None:
+        self.under = JournaledFile(path, writable=False)
+        self.under.patch(patches)
+        try:
+            with self.under.told():
+                super().__init__(self.under, "r")
+        except BaseException:
+            self.under.close()
+            raise
+
+    def close(self) -> None:
+        """Close it, and what it reads through."""
+        super().close()
+        self.under.close()
+
+
 def open_for_reading(path: Path) -> h5py.File:
-    """The file as its last commit left it. Nothing is changed.
+    """The file as its last commit left it. Nothing is changed. What was read is to be seen by ``see_read``.
 
     Raises
     ------
@@ -223,8 +263,10 @@ def open_for_reading(path: Path) -> h5py.File:
         When it is not readable HDF5.
     """
     patches = _pending(path)
-    if not patches:
-        return h5py.File(path, "r")
-    file = JournaledFile(path, writable=False)
-    file.patch(patches)
-    return h5py.File(file, "r")
+    return _PatchedFile(path, patches) if patches else h5py.File(path, "r")
+
+
+def see_read(file: h5py.File | None) -> None:
+    """Raise the OSError of what could not be read of a file, where HDF5 was not told of it."""
+    if isinstance(file, _PatchedFile):
+        file.under.see_error()

@@ -240,7 +240,7 @@ def arrow_values(array: Any, where: str, row: int) -> AnyArray | Texts:
 def _hdf5(path: Path, name: str | None) -> KeySource:
     import h5py
 
-    from ooc.stores.hdf5_journal import open_for_reading
+    from ooc.stores.hdf5_journal import open_for_reading, see_read
 
     with open_for_reading(path) as file:
         found = file.get(name) if name else None
@@ -249,11 +249,14 @@ def _hdf5(path: Path, name: str | None) -> KeySource:
             file.visititems(functools.partial(_note, there))
             refuse_missing(str(path), name or "", there, what="dataset of keys")
         source = from_sequence(found, f"{path}::{name}")
+        see_read(file)
 
     def read() -> Iterator[Any]:
         with open_for_reading(path) as file:
             for i in range(0, source.n, BLOCK_KEYS):
-                yield file[name][i : i + BLOCK_KEYS]
+                keys = file[name][i : i + BLOCK_KEYS]
+                see_read(file)
+                yield keys
 
     return KeySource(source.where, source.n, source.kind, lambda: _checked(path, read()))
 

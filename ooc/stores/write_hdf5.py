@@ -7,6 +7,7 @@ steps that happen whole or not at all. A dataset of known length lies in one pie
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -82,24 +83,26 @@ class Hdf5Writer(ChunkedWriter):
             self._lock = lock_for_writing(path, shared=True)
             name = _appendable(path, dataset, d, dtype)
             self._journal = JournaledFile(path)
-            self._file = h5py.File(self._journal, "r+")
-            self._data = self._file[name]
+            with translated(path, "opening"), self._journal.told():
+                self._file = h5py.File(self._journal, "r+")
+                self._data = self._file[name]
+                unit, n = self._data.chunks[0], self._data.shape[0]
+                begun = self._data[n - n % unit : n]
         except BaseException:
             self._state = "failed"
             self._release()
             raise
-        unit, n = self._data.chunks[0], self._data.shape[0]
         super().__init__(f"{path}::/{name}", d=d, dtype=dtype, unit=unit, n=n)
         self._path = path
-        if n % unit:
-            self._keep(self._data[n - n % unit : n])
+        if len(begun):
+            self._keep(begun)
 
     def _write(self, start: int, rows: AnyArray) -> None:
         assert self._file is not None
         if self._file is None or self._journal is None:
             return
         step = self.unit * max(1, _STEP_BYTES // (self.unit * self.d * self.dtype.itemsize))
-        with translated(self._path, "writing"):
+        with translated(self._path, "writing"), self._journal.told():
             for begin in range(start, start + len(rows), step):
                 end = min(begin + step, start + len(rows))
                 self._journal.same = self._begun_chunk(begin)
@@ -121,9 +124,12 @@ class Hdf5Writer(ChunkedWriter):
         settled = False
         try:
             if file is not None and journal is not None:
-                with translated(journal.path, "closing"):
-                    file.close()
-                    if self._state != "failed":
+                if self._state == "failed":
+                    with contextlib.suppress(Exception):  # HDF5 may stumble over what failed
+                        file.close()
+                else:
+                    with translated(journal.path, "closing"), journal.told():
+                        file.close()
                         journal.commit()
                         settled = True
         finally:

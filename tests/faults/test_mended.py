@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import mmap
 import os
@@ -554,3 +555,52 @@ def test_a_scratch_directory_that_cannot_be_removed_now_is_removed_later(base: P
         assert opened.generation == 1
     ooc.build(base, tmp_path / "j.ooc", factory=CODE, scratch=scratch)
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_what_cannot_be_read_of_a_file_with_a_journal_is_told(
+    rows: FloatArray, tmp_path: Path, compression: str
+) -> None:
+    """HDF5 is not told of it and gets nothings: they were served as rows."""
+    path, copy = tmp_path / "x.h5", tmp_path / "y.h5"
+    with ooc.create_store(path, d=D, chunk_rows=64, compression=compression) as writer:
+        writer.append(rows[:100])
+        writer.flush()
+        writer.append(rows[100:300])
+        shutil.copy(path, copy)
+        shutil.copy(path.with_name(".x.h5.journal"), copy.with_name(".y.h5.journal"))
+    told = 0
+    for at in itertools.count():
+        refuse = Refuse(errno.EIO, ("read",), at, times=1)
+        try:
+            with injected(refuse), ooc.open_store(copy) as store:
+                read = np.array(store.read(0, store.n))
+            np.testing.assert_array_equal(read, rows[: len(read)])
+        except ooc.OocError:
+            told += 1
+        assert not [fd for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.samefile(copy)]
+        if refuse.count <= at:
+            break
+    assert told > 5
+
+
+def test_a_writer_of_hdf5_tells_what_it_could_not_read_and_lets_go(rows: FloatArray, tmp_path: Path) -> None:
+    source = tmp_path / "x.npy"
+    np.save(source, rows)
+    for at in itertools.count():
+        refuse = Refuse(errno.EIO, ("read",), at, times=1)
+        destination = tmp_path / f"{at}.h5"
+        failed = False
+        try:
+            with injected(refuse):
+                ooc.convert(source, destination, chunk_rows=100, compression="gzip")
+        except ooc.OocError as error:
+            failed = True
+            assert "Input/output error" in str(error)  # noqa: PT017
+        gc.collect()
+        assert not [fd for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.samefile(source)]
+        if failed:
+            ooc.convert(source, destination, chunk_rows=100, compression="gzip")
+        if refuse.count <= at:
+            break
+    assert at > 5

@@ -68,6 +68,7 @@ class StoreWriter(ABC):
         self.durable_n = n
         self._state: Literal["open", "failed", "closed"] = "open"
 
+    @ResourceError.if_refused("appending to a store")
     def append(self, rows: AnyArray) -> None:
         """Append rows.
 
@@ -97,6 +98,7 @@ class StoreWriter(ABC):
             self._state = "failed"
             raise
 
+    @ResourceError.if_refused("writing a store")
     def flush(self) -> None:
         """Bring every row to the disk, those of an unfinished chunk too."""
         self._check_open()
@@ -106,6 +108,7 @@ class StoreWriter(ABC):
             self._state = "failed"
             raise
 
+    @ResourceError.if_refused("writing a store")
     def close(self) -> None:
         """Flush and give the files up; may be called twice."""
         if self._state == "closed":

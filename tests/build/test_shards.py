@@ -106,12 +106,13 @@ def test_build_goes_on_with_what_train_and_fill_left(store: Path, whole: Path, b
 
 def test_build_and_fill_share_the_work(store: Path, whole: Path, begun: Path) -> None:
     other: list[subprocess.Popen[str]] = []
+    leases = need_begun(Layout.of(begun)).build.leases
 
     def observe(event: Event) -> None:
-        if isinstance(event, Progress) and event.stage == "fill":
-            if not other:
-                other.append(filler(store, begun, "--threads", "1"))
-            time.sleep(0.05)  # so that the other one has something left to do
+        if isinstance(event, Progress) and event.stage == "fill" and not other:
+            other.append(filler(store, begun, "--threads", "1"))
+            while len(list(leases.iterdir())) < 2 and other[0].poll() is None:
+                time.sleep(0.01)  # so that the other one has something left to do
 
     ooc.build(store, begun, **PLAN, memory="400MiB", threads=1, observer=observe)
     said = other[0].communicate(timeout=60)

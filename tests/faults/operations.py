@@ -45,6 +45,7 @@ def loaded() -> None:
         "ooc.evaluation.evaluate",
         "ooc.search.stream",
         "ooc.stores.convert",
+        "zarr",  # Python itself stumbles over modules for which there is no memory: SystemError
     ):
         importlib.import_module(name)
 

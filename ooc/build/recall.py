@@ -7,8 +7,9 @@ the share of those whose code is missed, of the ones that were scanned (a contro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,25 +105,13 @@ def recalls(
             rank = np.stack([of.ranks.at(lists) for lists in probed[who].T], axis=1)
             at = np.searchsorted(asked, rank, "right")
             for k in (k for k in tabled if by[k] is of):
-                columns = slice(from_k[k], len(asked))
                 if k == 1 and few:
-                    share = first_met(met[of.all, :, :few])
-                    lost = first_lost(
-                        lambda m, columns, at=at, who=who: _lost(  # type: ignore[misc]
-                            met[who] & first[m][who, None], np.full(len(who), m), at, columns
-                        ),
-                        asked,
-                        len(first),
-                    )
-                    least = one_lost(asked, len(first))
+                    share, lost, one = _of_first(met, of, at, first, few, asked)
                 else:
-                    # Where several are as far as the k-th more than k may be found.
-                    got = (met[of.all] & right[k][of.all, None]).sum(axis=2)
-                    share = _share(got, counts[k][of.all, None])
-                    lost = _lost(met[who] & right[k][who, None], counts[k][who], at, columns)
-                    least = np.full(lost.shape[-1], 1 / k)
+                    columns = slice(from_k[k], len(asked))
+                    share, lost, one = _of_all(met & right[k][:, None], of, at, counts[k], k, columns)
                 mean = share.mean(axis=0)[:, None] - lost.mean(axis=0)
-                told[k] = np.stack((mean, lower(share, lost, least)))
+                told[k] = np.stack((mean, lower(share, lost, one)))
         all_met: NDArray[np.bool_] = np.all(met | ~there[:, None], axis=(0, 2))
         return told, all_met
 
@@ -141,6 +130,39 @@ def recalls(
         Recalls(k=k, candidates=asked[from_k[k] :], recall=np.clip(found[k][0], 0, 1), low=found[k][1])
         for k in tabled
     ]
+
+
+#: Of each witness what share is met ``(q, t)``; of those scanned, what share of it the code misses
+#: ``(s, t, c)``; and what one neighbour is of that ``(c,)``.
+_Shares: TypeAlias = tuple[AnyArray, AnyArray, AnyArray]
+
+
+def _of_first(
+    met: NDArray[np.bool_],
+    of: Scanned,
+    at: IntArray,
+    first: Mapping[int, NDArray[np.bool_]],
+    few: int,
+    asked: IntArray,
+) -> _Shares:
+    """Of the first neighbour, as the nearest ``few`` tell it: ``first`` are the nearest m."""
+    who = of.some
+
+    def lost(m: int, columns: slice) -> AnyArray:
+        return _lost(met[who] & first[m][who, None], np.full(len(who), m), at, columns)
+
+    most = len(first)
+    return first_met(met[of.all, :, :few]), first_lost(lost, asked, most), one_lost(asked, most)
+
+
+def _of_all(
+    met: NDArray[np.bool_], of: Scanned, at: IntArray, counts: IntArray, k: int, columns: slice
+) -> _Shares:
+    """Of the k nearest that are met, of which ``counts`` ``(q,)`` are known."""
+    # Where several are as far as the k-th more than k may be found.
+    share = _share(met[of.all].sum(axis=2), counts[of.all, None])
+    lost = _lost(met[of.some], counts[of.some], at, columns)
+    return share, lost, np.full(lost.shape[-1], 1 / k)
 
 
 def _lost(met: NDArray[np.bool_], counts: IntArray, at: IntArray, columns: slice) -> AnyArray:

@@ -80,7 +80,7 @@ def seconds(plan: Plan, speed: Speed) -> dict[str, float]:
         "train": 0.0 if plan.template else training,
         "fill": max(worked, read) if plan.mapped else worked + read,
         "merge": 2 * lists * _COPIED + 0.02,
-        "calibrate": 0.3 + lists * _COPIED + plan.n * 1e-6,
+        "calibrate": 0.3 + lists * _COPIED + plan.n * 7e-7,
         "publish": 0.02,
     }
 

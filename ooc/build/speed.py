@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,7 @@ from ooc.build.witness import Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import Codec, sketched
 from ooc.errors import Stopped
+from ooc.search.sweep import Found
 from ooc.stores import Block, Store
 from ooc.types import FloatArray, IntArray
 from ooc.vectors import narrow, widen
@@ -37,9 +38,8 @@ __all__ = ["Speed", "measured", "usual"]
 _BLOCKS = 2
 #: Rows for each list at least: there must be more rows than lists.
 _ROWS_PER_LIST = 1.25
-#: A further sketch takes one of so many parts of the time of the first; and so many times fewer witnesses
-#: than a build has are asked.
-_AGAIN, _SOME_WITNESSES = 5, 4
+#: A further sketch takes one of so many parts of the time of the first.
+_AGAIN = 5
 #: Bytes that are read in order, and in how many places; but no more than one in so many.
 _READ_BYTES, _PLACES, _ONE_OF = 64 << 20, 8, 16
 
@@ -183,23 +183,26 @@ def _encoding(plan: Plan, template: Template, rows: _Bits, pool: Pool) -> float:
         for start in range(0, count * BLOCK_ROWS, BLOCK_ROWS)
     ]
 
-    def each(some: Sequence[Block], asked: int) -> float:
-        """Seconds for each row of some blocks, with so many witnesses, who have seen as many rows before."""
-        queries = rows.take(np.arange(asked) % rows.n)
-        near = Neighbours(Witnesses.no_rows(queries), plan.metric, [], template.basis)
-        for block in some if asked else ():
-            near.take(near.look(block.start, prepare(block.rows, plan.metric), None))
-        one = partial(encode, plan=plan, template=template, copies=None, near=near)
+    # All the witnesses, as in a build: fewer take no less in proportion. They have seen some rows before,
+    # since of the first ones all may be near.
+    queries = rows.take(np.arange(plan.witnesses) % rows.n)
+    near = Neighbours(Witnesses.no_rows(queries), plan.metric, [], template.basis)
+    look = partial(_looked, near, plan)
+    for found in in_order(pool, look, blocks[: plan.threads] if plan.witnesses else (), plan.threads):
+        near.take(found)
+    one = partial(encode, plan=plan, template=template, copies=None, near=near)
+    taken = []
+    for first in range(0, count, plan.threads):
         began = time.perf_counter()
-        for encoded in in_order(pool, one, some, plan.threads):
+        for encoded in in_order(pool, one, blocks[first : first + plan.threads], plan.threads):
             near.take(encoded.near)
-        return (time.perf_counter() - began) / (len(some) * BLOCK_ROWS)
+        taken.append(time.perf_counter() - began)
+    # The least: what else a machine does for a moment is not what a build meets.
+    return min(taken) / (plan.threads * BLOCK_ROWS)
 
-    alone, some = each(blocks, 0), plan.witnesses // _SOME_WITNESSES
-    if not some:
-        return alone
-    asked = max(each(blocks[: plan.threads], some) - alone, 0.0)
-    return alone + asked * plan.witnesses / some
+
+def _looked(near: Neighbours, plan: Plan, block: Block) -> list[Found]:
+    return near.look(block.start, prepare(block.rows, plan.metric), None)
 
 
 def _read(store: Store, plan: Plan, stop: threading.Event | None) -> float:

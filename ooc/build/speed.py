@@ -34,8 +34,8 @@ from ooc.vectors import narrow, widen
 
 __all__ = ["Speed", "measured", "usual"]
 
-#: Blocks for each thread.
-_BLOCKS = 2
+#: Blocks for each thread, and more where these take less than so many seconds.
+_BLOCKS, _MOST_BLOCKS, _SECONDS = 2, 8, 0.05
 #: Rows for each list at least: there must be more rows than lists.
 _ROWS_PER_LIST = 1.25
 #: A further sketch takes one of so many parts of the time of the first.
@@ -177,24 +177,27 @@ class _Bits:
 
 def _encoding(plan: Plan, template: Template, rows: _Bits, pool: Pool) -> float:
     """Seconds for a row that is encoded and compared with witnesses."""
-    count = _BLOCKS * plan.threads
-    blocks = [
-        Block(start=start, rows=rows.take(np.arange(start, start + BLOCK_ROWS) % rows.n))
-        for start in range(0, count * BLOCK_ROWS, BLOCK_ROWS)
-    ]
+
+    def blocks(turn: int) -> list[Block]:
+        starts = BLOCK_ROWS * (turn * plan.threads + np.arange(plan.threads))
+        return [
+            Block(start=start, rows=rows.take(np.arange(start, start + BLOCK_ROWS) % rows.n))
+            for start in starts.tolist()
+        ]
 
     # All the witnesses, as in a build: fewer take no less in proportion. They have seen some rows before,
     # since of the first ones all may be near.
     queries = rows.take(np.arange(plan.witnesses) % rows.n)
     near = Neighbours(Witnesses.no_rows(queries), plan.metric, [], template.basis)
     look = partial(_looked, near, plan)
-    for found in in_order(pool, look, blocks[: plan.threads] if plan.witnesses else (), plan.threads):
+    for found in in_order(pool, look, blocks(0) if plan.witnesses else (), plan.threads):
         near.take(found)
     one = partial(encode, plan=plan, template=template, copies=None, near=near)
-    taken = []
-    for first in range(0, count, plan.threads):
+    taken: list[float] = []
+    while len(taken) < _BLOCKS or (len(taken) < _MOST_BLOCKS and sum(taken) < _SECONDS):
+        some = blocks(len(taken))
         began = time.perf_counter()
-        for encoded in in_order(pool, one, blocks[first : first + plan.threads], plan.threads):
+        for encoded in in_order(pool, one, some, plan.threads):
             near.take(encoded.near)
         taken.append(time.perf_counter() - began)
     # The least: what else a machine does for a moment is not what a build meets.

@@ -188,6 +188,8 @@ class Stopping:
             return False
         if not (made / "ooc.json").exists():
             return made.is_file() or made.suffix == ".zarr"
+        if self.name == "import":  # it came to its end, and is ending: to import once more is refused
+            return (made / "CURRENT").exists()
         # Of a change it is that another generation is live; to build what is built does nothing.
         live = [path / "CURRENT" for path in (made, begins)]
         return all(path.exists() for path in live) and live[0].read_bytes() != live[1].read_bytes()

@@ -2,10 +2,8 @@
 
 A neighbour of a query is found where its list is among those probed, and its code among the candidates.
 The first is known of every witness, without a search, from the order of the lists alone. The second
-needs scans: the lists of some witnesses are scanned, four times as many lists each time, and the rank of each
-neighbour among all that was scanned is kept. Both together give recall at every (nprobe, candidates)
-of a fine grid: the share of neighbours in probed lists, of all witnesses, less the share of those whose code
-was missed, of the ones that were scanned (a control variate). Nothing depends on time, so the same rows, plan
+needs scans of the lists of some witnesses (``ooc.build.scans``). Both together give recall at every
+(nprobe, candidates) of a fine grid (``ooc.build.recall``). Nothing depends on time, so the same rows, plan
 and seed give the same table.
 """
 
@@ -132,40 +130,22 @@ def calibrate(
         within, counts, near, list_bytes = _within(ordered, plan, witnesses.x, nearest, steps, pool, at, stop)
         order = sketching.result()
         segment = opened.enter_context(contextlib.closing(Segments(layouts, plan.lists_per_row, order)))
-        some = np.unique(np.linspace(0, queries - 1, min(_SCANNED, queries)).astype(np.int64))
-        groups = []
-        for group, members in witnesses.groups:
-            which = some[(some >= members.start) & (some < members.stop)]
-            if len(which):
-                there = within[members][nearest.rows[members] >= 0]
-                ranks = scan(
-                    segment,
-                    group,
-                    witnesses.x[which],
-                    nearest.rows[which],
-                    within[which],
-                    _last(segment, there, plan.n, len(which)),
-                    plan.metric,
-                    pool,
-                    threads=plan.threads,
-                    selector=None if dead is None else dead.selector,
-                    stop=stop,
-                )
-                groups.append(Scanned(group=group, all=members, some=which, ranks=ranks))
+        groups = _groups(segment, plan, witnesses, nearest, within, pool, dead, stop)
         row_bytes = plan.row_bytes + PAGE_BYTES - 1
         settings = {
             str(measured.k): _frontier(steps, measured, list_bytes, row_bytes)
             for measured in recalls(counts, within, groups, nearest, plan.n, pool, threads=plan.threads)
         }
+        scanned = sum(len(group.some) for group in groups)
         calibration = {
             "by": witnesses.by,
             "queries": witnesses.count,
-            "scanned": len(some),
+            "scanned": scanned,
             "far": round(float(np.quantile(near, FAR)), 6),
             "settings": settings,
         }
         measured = times(segment, rows, plan, calibration, witnesses.x, dead, stop)
-        at.figures.update(queries=queries, scanned=len(some), handicap=order.record["handicap"])
+        at.figures.update(queries=queries, scanned=scanned, handicap=order.record["handicap"])
     return Calibrated(order=order.record, calibration=calibration, times=measured)
 
 
@@ -245,6 +225,41 @@ def _within(
 
 def _slices(count: int, step: int) -> Iterator[slice]:
     return (slice(first, min(first + step, count)) for first in range(0, count, step))
+
+
+def _groups(
+    segment: Segments,
+    plan: Searched,
+    witnesses: Witnesses,
+    nearest: Nearest,
+    within: IntArray,
+    pool: Pool,
+    dead: Dead | None,
+    stop: threading.Event | None,
+) -> list[Scanned]:
+    """The groups of the witnesses, of which some are scanned."""
+    count, groups = len(witnesses.x), []
+    some = np.unique(np.linspace(0, count - 1, min(_SCANNED, count)).astype(np.int64))
+    for group, members in witnesses.groups:
+        which = some[(some >= members.start) & (some < members.stop)]
+        if not len(which):
+            continue
+        there = within[members][nearest.rows[members] >= 0]
+        ranks = scan(
+            segment,
+            group,
+            witnesses.x[which],
+            nearest.rows[which],
+            within[which],
+            _last(segment, there, plan.n, len(which)),
+            plan.metric,
+            pool,
+            threads=plan.threads,
+            selector=None if dead is None else dead.selector,
+            stop=stop,
+        )
+        groups.append(Scanned(group=group, all=members, some=which, ranks=ranks))
+    return groups
 
 
 def _last(segment: Segments, there: IntArray, n: int, scanned: int) -> int:

@@ -84,7 +84,7 @@ def recalls(
     most, there = min(MOST_CANDIDATES, n), nearest.rows >= 0
     by = {k: of for of in groups for k in TABLED_K if (k == DEEP.k) == (of.group is DEEP) and k < max(n, 2)}
     tabled = sorted(by)
-    counts = {k: np.minimum(there.sum(axis=1), DEEP.depth if k == DEEP.k else k) for k in tabled}
+    counts = {k: np.minimum(there.sum(axis=1), min(k, by[k].group.depth)) for k in tabled}
     # Rows as far as the k-th will do as well; of these as many as are known.
     last = {k: nearest.keys[np.arange(len(there)), np.maximum(counts[k], 1) - 1] for k in tabled}
     right = {k: there & (nearest.keys <= last[k][:, None]) for k in tabled}

@@ -25,7 +25,7 @@ from ooc.durable import write_bytes
 from ooc.errors import IndexDirError, ResourceError
 from ooc.index.dead import Dead
 from ooc.index.layout import BuildLayout
-from ooc.search.sweep import Found, Sweep
+from ooc.search.sweep import Found, Sweep, ordered, place_of_each
 from ooc.stores.base import Store
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, OnBad
 
@@ -272,9 +272,9 @@ def _nearest(parts: list[_Near], depth: IntArray) -> Nearest:
     query = np.concatenate([part.query for part in parts])
     row, key = np.concatenate([part.row for part in parts]), np.concatenate([part.key for part in parts])
     lists = np.concatenate([part.lists for part in parts])
-    order = np.lexsort((row, key, query))
+    order = ordered(query, key, row)
     query = query[order]
-    rank = np.arange(len(query)) - np.searchsorted(query, np.arange(count))[query]
+    rank = place_of_each(query)
     order, query, rank = (a[rank < depth[query]] for a in (order, query, rank))
     most = max(DEEP.depth, NEAR.depth)
     rows = np.full((count, most), -1, np.int64)

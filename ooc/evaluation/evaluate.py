@@ -23,7 +23,7 @@ from ooc.evaluation.recall import CONFIDENCE, limits
 from ooc.evaluation.rows import Numbered, indexed_rows, numbered
 from ooc.evaluation.update import update as measure_anew
 from ooc.index.layout import see_outside
-from ooc.search.queries import as_queries, check_at_least
+from ooc.search.queries import as_queries, check_at_least, check_given
 from ooc.search.searcher import Index, open_index
 from ooc.stores import Store, open_store
 from ooc.stores.write import existing_parent
@@ -138,8 +138,8 @@ def evaluate(
         ``stop`` was set; nothing is written.
     """
     k, seed = check_at_least("k", k, 1), check_at_least("seed", seed, 0)
-    count = None if count is None else check_at_least("count", count, 1)
-    threads = None if threads is None else check_at_least("threads", threads, 1)
+    count = check_given("count", count, 1)
+    threads = check_given("threads", threads, 1)
     if ground_truth is not None and queries is None:
         raise ArgumentError(
             "a ground truth is of queries, and none are given", kind="ground_truth", hint="Name the queries."

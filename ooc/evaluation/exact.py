@@ -26,7 +26,7 @@ from ooc.errors import ArgumentError, DataError, PlanError, ResourceError, Stopp
 from ooc.evaluation.neighbours import check_neighbours, open_neighbours
 from ooc.index.dead import Dead
 from ooc.mapping import private_bytes, release_free_memory
-from ooc.search.queries import as_queries, check_at_least
+from ooc.search.queries import as_queries, check_at_least, check_given
 from ooc.search.sweep import Found, Sweep
 from ooc.stores import Store, open_store
 from ooc.stores.base import Block, check_rows
@@ -167,7 +167,7 @@ def exact(
     if on_bad not in ("stop", "skip"):
         raise ArgumentError(f"on_bad must be 'stop' or 'skip', not {on_bad!r}", kind="on_bad")
     k = check_at_least("k", k, 1)
-    threads = None if threads is None else check_at_least("threads", threads, 1)
+    threads = check_given("threads", threads, 1)
     budget = parse_bytes(memory)
     tell = observer or events.ignore
     begun = time.monotonic()

@@ -31,7 +31,7 @@ from ooc.index.lists import ID_BYTES, interleave, list_groups
 from ooc.index.live_lists import Group, LiveLists
 from ooc.search.budget import Budget
 from ooc.search.opened import Opened
-from ooc.search.queries import check_at_least
+from ooc.search.queries import check_given
 from ooc.stores.targets import check_not_stores
 from ooc.types import IntArray, PathOrStr
 
@@ -55,8 +55,7 @@ def export(
 ) -> dict[str, Any]:
     """Write an index as one file of plain faiss; see ``ooc.export``."""
     layout = Layout.of(index)
-    if nprobe is not None:
-        nprobe = check_at_least("nprobe", nprobe, 1)
+    nprobe = check_given("nprobe", nprobe, 1)
     with contextlib.closing(Opened.newest(layout, layout.read_header(), Budget.of(None))) as view:
         target = _target(path, view.generation, overwrite=overwrite)
         return _Run("export", layout, observer, stop).write(view, target, nprobe)

@@ -67,8 +67,9 @@ def exhaustive(
         x = as_float32(rows)
         if some_bad:
             bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-            x = x.copy()
-            x[bad] = 0
+            if len(bad):
+                x = x.copy()
+                x[bad] = 0
         sweep.take(sweep.look_at(seen, x, bad))
         seen += len(numbers)
     found, places = sweep.result()

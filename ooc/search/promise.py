@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from ooc.errors import ArgumentError, IndexDirError, RecallWarning
-from ooc.search.queries import check_at_least
+from ooc.search.queries import check_at_least, check_given
 from ooc.types import AnyArray
 
 __all__ = [
@@ -302,10 +302,7 @@ class Choice:
         if plain and (told := self._told.get((k, recall))) is not None:
             return told
         k = check_at_least("k", k, 1)
-        if rerank is not None:
-            rerank = check_at_least("rerank", rerank, 0)
-        if nprobe is not None:
-            nprobe = check_at_least("nprobe", nprobe, 1)
+        rerank, nprobe = check_given("rerank", rerank, 0), check_given("nprobe", nprobe, 1)
         if recall is not None:
             _check_recall(recall, nprobe)
             if recall == 1:

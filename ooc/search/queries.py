@@ -9,7 +9,7 @@ from ooc.stores.base import as_float32
 from ooc.types import AnyArray, FloatArray, Metric
 from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
-__all__ = ["as_queries", "check_at_least"]
+__all__ = ["as_queries", "check_at_least", "check_given"]
 
 #: Over so few values numpy keeps Python's lock. Letting go of it wakes other threads that search, which
 #: takes longer than the division.
@@ -78,3 +78,8 @@ def check_at_least(name: str, value: int, least: int) -> int:
     if number > _MOST:
         raise ArgumentError(f"{name} must be at most {_MOST}, not {value!r}", kind=name)
     return number
+
+
+def check_given(name: str, value: int | None, least: int) -> int | None:
+    """As ``check_at_least``, of a number that need not be given."""
+    return None if value is None else check_at_least(name, value, least)

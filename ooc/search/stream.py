@@ -17,7 +17,7 @@ import numpy as np
 
 from ooc import events
 from ooc.errors import DataError, ResourceError, Stopped
-from ooc.search.queries import check_at_least
+from ooc.search.queries import check_at_least, check_given
 from ooc.units import MIB, format_count
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def search_to(
     tell = observer or events.ignore
     begun = time.monotonic()
     k = check_at_least("k", k, 1)
-    first = None if first is None else check_at_least("first", first, 1)
-    batch = None if batch is None else check_at_least("batch", batch, 1)
+    first = check_given("first", first, 1)
+    batch = check_given("batch", batch, 1)
     target = check_out(out, overwrite=overwrite)
     allowed = None
     if filter is not None or where is not None or parameters is not None:

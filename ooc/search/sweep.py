@@ -35,7 +35,7 @@ from ooc.search.best import worst
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
-__all__ = ["TILE", "Found", "Sweep"]
+__all__ = ["TILE", "Found", "Sweep", "ordered", "place_of_each"]
 
 #: Queries that are multiplied together with a block of rows.
 TILE = 512
@@ -254,8 +254,8 @@ class Sweep:
             better = known.beaten(query, keys, row, start, every)
             query, row, keys = query[better], row[better], keys[better]
             if len(query) > 2 * self._k * (some.stop - some.start):  # putting in order takes long
-                order = _ordered(query, keys, row)
-                rank = _rank(query[order])
+                order = ordered(query, keys, row)
+                rank = place_of_each(query[order])
                 order = order[rank < self._k]
                 query, row, keys = query[order], row[order], keys[order]
             found.append((query.astype(np.int32), row.astype(np.int32), keys))
@@ -300,9 +300,9 @@ class Sweep:
             [ids[there], *(pair[1] * np.int64(every) + np.int64(start) for start, every, pair in waiting)]
         )
         all_keys = np.concatenate([keys[there], *(pair[2] for _, _, pair in waiting)])
-        order = _ordered(query, all_keys, all_ids)
+        order = ordered(query, all_keys, all_ids)
         query = query[order]
-        rank = _rank(query)
+        rank = place_of_each(query)
         order, query, rank = order[rank < k], query[rank < k], rank[rank < k]
         ids[query, rank], keys[query, rank] = all_ids[order], all_keys[order]
         self._worst[i] = _Worst.of(keys[:, k - 1], ids[:, k - 1])
@@ -373,7 +373,7 @@ def _pieces(near: NDArray[np.bool_]) -> Iterator[slice]:
         first, before = stop, int(ends[stop - 1])
 
 
-def _ordered(query: IntArray, keys: FloatArray, ids: IntArray) -> IntArray:
+def ordered(query: IntArray, keys: FloatArray, ids: IntArray) -> IntArray:
     """As ``np.lexsort((ids, keys, query))`` of float32 keys, several times as fast."""
     if np.isnan(keys).any():
         return np.lexsort((ids, keys, query))
@@ -390,7 +390,7 @@ def _ordered(query: IntArray, keys: FloatArray, ids: IntArray) -> IntArray:
     return order
 
 
-def _rank(query: IntArray) -> IntArray:
+def place_of_each(query: IntArray) -> IntArray:
     """The place of each of some pairs, ordered by query, among those of its query."""
     first = np.flatnonzero(np.diff(query, prepend=-1))
     return np.arange(len(query)) - np.repeat(first, np.diff(first, append=len(query)))
@@ -403,7 +403,7 @@ def _spare(x: FloatArray, bad: IntArray, least: int) -> IntArray:
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort((halves[:, 1], halves[:, 0]))
     other = np.any(halves[order[1:]] != halves[order[:-1]], axis=1)
-    return good[order[_rank(np.concatenate(([0], np.cumsum(other)))[: len(order)]) >= least]]
+    return good[order[place_of_each(np.concatenate(([0], np.cumsum(other)))[: len(order)]) >= least]]
 
 
 class _Bound:

@@ -99,8 +99,7 @@ class Hdf5Writer(ChunkedWriter):
 
     def _write(self, start: int, rows: AnyArray) -> None:
         assert self._file is not None
-        if self._file is None or self._journal is None:
-            return
+        assert self._journal is not None
         step = self.unit * max(1, _STEP_BYTES // (self.unit * self.d * self.dtype.itemsize))
         with translated(self._path, "writing"), self._journal.told():
             for begin in range(start, start + len(rows), step):

@@ -42,6 +42,8 @@ class Command:
     makes: str = ""
     begins: str = ""
     then: tuple[str, ...] = ()
+    #: When it has made it, to run it again is refused.
+    once: bool = False
 
 
 #: All that may take long.
@@ -86,7 +88,7 @@ COMMANDS = {
     "search printed": Command(args=("search", "one", "q.npy", "--nprobe", "40", "--first", "4000", "--json")),
     "search explained": Command(args=("search", "one", "more.npy", "--nprobe", "40", "--explain")),
     "export": Command(args=("export", "faiss", "new.faiss"), makes="new.faiss"),
-    "import": Command(args=("import", "given.faiss", "new", "--store", "x.npy"), makes="new"),
+    "import": Command(args=("import", "given.faiss", "new", "--store", "x.npy"), makes="new", once=True),
 }
 
 
@@ -188,7 +190,7 @@ class Stopping:
             return False
         if not (made / "ooc.json").exists():
             return made.is_file() or made.suffix == ".zarr"
-        if self.name == "import":  # it came to its end, and is ending: to import once more is refused
+        if self._command.once:
             return (made / "CURRENT").exists()
         # Of a change it is that another generation is live; to build what is built does nothing.
         live = [path / "CURRENT" for path in (made, begins)]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ooc.cli.signals import interruptions
 from ooc.errors import ArgumentError, OocError, ResourceError, Stopped
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_UNFORESEEN", "VERBS", "main", "make_parser"]
@@ -73,11 +74,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ooc`` with these arguments (default: the process's); the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run ``ooc`` with these arguments (default: the process's, which ends then); the exit status."""
+    given = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return _run(argv)
+        with interruptions(to_the_end=argv is None) as interrupted:
+            ended = _run(given, interrupted)
+    return ended if isinstance(ended, int) else _report(ended, given)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -85,7 +88,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], interrupted: Sequence[int]) -> int | OocError:
+    """Parse and run; the exit status, or what went wrong."""
     try:
         args = make_parser().parse_args(argv)
         status = int(args.module.run(args))
@@ -98,25 +102,32 @@ def _run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
-        return _report(Stopped("stopped"), argv)
-    except OocError as error:
-        return _report(error, argv)
-    except MemoryError as error:
-        return _report(ResourceError.no_memory(error, f"running `ooc {argv[0]}`"), argv)
+        return Stopped("stopped")
     except Exception as error:
-        unforeseen = OocError(
-            f"unforeseen: {type(error).__name__}: {error}",
-            kind="unforeseen",
-            hint="Set OOC_DEBUG=1 to see where; please report it with that.",
-        )
-        unforeseen.__cause__ = error
-        return _report(unforeseen, argv)
+        # What is raised is not always what was: see `interruptions`.
+        return Stopped("stopped") if interrupted else _named(error, argv)
+
+
+def _named(error: Exception, argv: list[str]) -> OocError:
+    """It as one of ours."""
+    if isinstance(error, OocError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError.no_memory(error, f"running `ooc {argv[0]}`")
+    unforeseen = OocError(
+        f"unforeseen: {type(error).__name__}: {error}",
+        kind="unforeseen",
+        hint="Set OOC_DEBUG=1 to see where; please report it with that.",
+    )
+    unforeseen.__cause__ = error
+    return unforeseen
 
 
 def _report(error: OocError, argv: list[str]) -> int:
     """Say what went wrong, to people on stderr and to programs on stdout; the exit status."""
     record: dict[str, Any] = {"kind": error.kind, "message": error.message, "hint": error.hint}
-    resume = command(argv) if isinstance(error, Stopped) and argv[0] in _GO_ON else None
+    goes_on = isinstance(error, Stopped) and bool(argv) and argv[0] in _GO_ON
+    resume = command(argv) if goes_on else None
     if resume is not None:
         record["resume"] = resume
     if "--json" in argv:

@@ -1,5 +1,8 @@
 """Ctrl-C: the first asks the work to stop at a safe point, the second ends the process at once.
 
+Before the work listens, while modules are loaded, and where a verb does too little to have safe points,
+it is Python's own exception (``interruptions``).
+
 Python runs its signal handlers between two steps of the main thread, which a long call into faiss
 delays by minutes. So the signal's number is taken from a pipe by a thread of its own
 (``signal.set_wakeup_fd``), and both presses are answered at once.
@@ -13,13 +16,44 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
-__all__ = ["STOPPING", "say", "stop_on_signals"]
+__all__ = ["STOPPING", "interruptions", "say", "stop_on_signals"]
 
 STOPPING = "stopping at a safe point, press again to stop at once"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+@contextlib.contextmanager
+def interruptions(*, to_the_end: bool) -> Iterator[list[int]]:
+    """SIGINT raises ``KeyboardInterrupt`` in this block, and is kept in the list that it gives.
+
+    ``to_the_end`` of the process: after the block there is nothing left to stop, and SIGINT ends it without
+    a traceback of what Python tidies. Otherwise it is as before.
+
+    The exception alone does not say it: numpy makes an ``ImportError`` of one that comes while it is loaded,
+    and Python 3.11 a ``RuntimeError`` of one in ``__set_name__``. Outside of the main thread the list stays
+    empty. Where somebody else handles SIGINT, or it is ignored, that stays as it is.
+    """
+    seen: list[int] = []
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield seen
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if to_the_end else signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -12,6 +14,7 @@ import pytest
 
 from ooc.cli import options, reference
 from ooc.cli.main import VERBS, main, make_parser
+from ooc.errors import ResourceError
 from ooc.types import METRICS
 
 from .process import FLAT, run
@@ -135,14 +138,51 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_only_when_asked(
     assert "in broken" in err
 
 
-def test_ctrl_c_of_a_short_verb_is_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(args: object) -> int:
-        raise KeyboardInterrupt
+class _Interrupted:
+    """A descriptor during whose naming Ctrl-C is pressed: Python 3.11 makes a RuntimeError of it."""
 
-    monkeypatch.setattr("ooc.cli.help.run", interrupted)
-    assert main(["help"]) == 130
+    def __set_name__(self, owner: type, name: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _while_a_class_is_made() -> None:
+    type("Loaded", (), {"field": _Interrupted()})
+
+
+def _while_a_module_is_loaded() -> None:
+    """As numpy does."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("could not be loaded") from None
+
+
+def _while_a_package_is_looked_for() -> None:
+    try:
+        _while_a_module_is_loaded()
+    except ImportError:
+        raise ResourceError("a package is not installed", kind="worker-failed") from None
+
+
+@pytest.mark.parametrize(
+    "pressed",
+    [
+        lambda: signal.raise_signal(signal.SIGINT),
+        _while_a_class_is_made,
+        _while_a_module_is_loaded,
+        _while_a_package_is_looked_for,
+    ],
+)
+def test_ctrl_c_is_130_whatever_becomes_of_the_exception(
+    pressed: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ooc.cli.help.run", lambda _: pressed())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["help"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "stopped\n"
 
 

@@ -39,11 +39,11 @@ from ooc.vectors import places
 
 __all__ = ["Calibrated", "calibrate"]
 
-#: Witnesses whose lists are scanned.
-_SCANNED = 256
 #: How many entries of lists are scanned of each group of them, for each row of the index and at least: those
 #: of the few that tell of a hundred neighbours, which lie farther, reach farther.
 _ENTRIES_A_ROW, _ENTRIES_LEAST = 3, 3 << 17
+#: A few witnesses are scanned so many times as far, at most.
+_FARTHER = 8
 #: Witnesses that a thread looks at together.
 _TILE = 64
 #: Lists are scanned until they hold this share of all neighbours.
@@ -238,20 +238,22 @@ def _groups(
     stop: threading.Event | None,
 ) -> list[Scanned]:
     """The groups of the witnesses, of which some are scanned."""
-    count, groups = len(witnesses.x), []
-    some = np.unique(np.linspace(0, count - 1, min(_SCANNED, count)).astype(np.int64))
+    groups = []
     for group, members in witnesses.groups:
-        which = some[(some >= members.start) & (some < members.stop)]
-        if not len(which):
+        count = members.stop - members.start
+        if not count:
             continue
+        some = np.linspace(0, count - 1, min(group.scanned, count))
+        which = members.start + np.unique(some.astype(np.int64))
         there = within[members][nearest.rows[members] >= 0]
         ranks = scan(
             segment,
             group,
+            which,
             witnesses.x[which],
             nearest.rows[which],
             within[which],
-            _last(segment, there, plan.n, len(which)),
+            *_last(segment, there, plan.n, len(which)),
             plan.metric,
             pool,
             threads=plan.threads,
@@ -262,12 +264,12 @@ def _groups(
     return groups
 
 
-def _last(segment: Segments, there: IntArray, n: int, scanned: int) -> int:
-    """How many lists of each witness are scanned; ``there`` ``(m,)`` are places of those of neighbours."""
+def _last(segment: Segments, there: IntArray, n: int, scanned: int) -> tuple[int, int]:
+    """How many lists of each witness are scanned, and of a few; ``there`` ``(m,)``: places of neighbours'."""
     mean = max(1, segment.entries / segment.nlist)
-    allowed = max(_ENTRIES_A_ROW * n, _ENTRIES_LEAST) / (mean * scanned)
-    enough = int(np.quantile(there, _ENOUGH)) if len(there) else 1
-    return max(1, min(enough, segment.nlist, int(allowed)))
+    allowed = int(max(_ENTRIES_A_ROW * n, _ENTRIES_LEAST) / (mean * scanned))
+    enough = min(int(np.quantile(there, _ENOUGH)) if len(there) else 1, segment.nlist)
+    return max(1, min(enough, allowed)), max(1, min(enough, _FARTHER * allowed))
 
 
 def _frontier(

@@ -7,7 +7,7 @@ import numpy as np
 from ooc.stores import Store
 from ooc.types import IntArray
 
-__all__ = ["draw", "draw_few"]
+__all__ = ["draw", "draw_few", "draw_sample", "draw_witnesses"]
 
 #: A few rows of a store in chunks are drawn from so many of these, and so many bytes of them, decoded.
 _CHUNKS, _CHUNK_BYTES = 32, 128 << 20
@@ -25,6 +25,25 @@ def draw(n: int, m: int, seed: int) -> IntArray:
     while len(rows) < m:
         rows = _distinct(np.concatenate((rows, rng.integers(0, n, m - len(rows), dtype=np.int64))))
     return rows
+
+
+def draw_witnesses(n: int, count: int, seed: int) -> IntArray:
+    """``count`` different row numbers, in no order: rows that recall is measured by."""
+    return np.random.default_rng([seed, n, 1]).choice(n, count, replace=False)
+
+
+def draw_sample(n: int, m: int, seed: int, held_out: int) -> IntArray:
+    """As ``draw``, of all rows but the first ``held_out`` that are drawn as witnesses.
+
+    A row that was trained on is nearer to a centroid than a query that was not, by the more the fewer rows
+    its list has; at the end it is a list of its own. Where fewer than ``m`` others are there, all rows count.
+    """
+    if m > n - held_out:
+        return draw(n, m, seed)
+    out = np.sort(draw_witnesses(n, held_out, seed))
+    rows = draw(n - held_out, m, seed)
+    # Numbers among the others, as numbers among all.
+    return rows + np.searchsorted(out - np.arange(held_out), rows, side="right")
 
 
 def draw_few(store: Store, n: int, m: int, seed: int) -> IntArray:

@@ -26,7 +26,7 @@ from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Numbered, Shard, format_numbers, shards_done
 from ooc.build.sizes import BLOCK_ROWS, COPY_BYTES
 from ooc.build.train import Template
-from ooc.build.witness import Neighbours, Witnesses
+from ooc.build.witness import Looked, Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.durable import DurableFile, make_directory, write_bytes, write_sealed
 from ooc.errors import DataError, IndexDirError, Stopped
@@ -35,7 +35,6 @@ from ooc.index.layout import BuildLayout
 from ooc.index.lists import write_sorted
 from ooc.index.lock import holder, lease
 from ooc.mapping import release_free_memory
-from ooc.search.sweep import Found
 from ooc.stores.base import Block, Store
 from ooc.types import BytesArray, IntArray
 
@@ -257,7 +256,7 @@ class Encoded:
     bad: IntArray
     zeros: int
     copied: Copied | None
-    near: list[Found]
+    near: Looked
     fit: tuple[float, int]
 
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ooc.build.draw import draw
+from ooc.build.draw import draw_sample
 from ooc.build.plan import Plan
 from ooc.build.rows import prepare
-from ooc.build.sizes import BATCH_BYTES, DECODED_BATCH_BYTES
+from ooc.build.sizes import BATCH_BYTES, DECODED_BATCH_BYTES, held_out
 from ooc.build.workers import Pool, in_order
 from ooc.durable import RowsFile, partial_name, remove_file, rename
 from ooc.errors import DataError, Stopped
@@ -124,7 +124,7 @@ class _Drawing:
         self, store: Store, plan: Plan, path: Path, pool: Pool, stop: threading.Event | None
     ) -> None:
         self._store, self._plan, self._path, self._pool, self._stop = store, plan, path, pool, stop
-        self._rows = draw(plan.n, plan.sample_rows, plan.seed)
+        self._rows = draw_sample(plan.n, plan.sample_rows, plan.seed, held_out(plan.n))
         #: Where each part begins, and the end.
         self._starts = list(itertools.accumulate(map(len, map(self._part, _PARTS)), initial=0))
         self._spare = np.empty((0, plan.d), np.uint16)

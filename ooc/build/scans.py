@@ -1,18 +1,19 @@
 """Which candidates a scan of lists would take to find the true neighbours of witnesses: their ranks by code.
 
-Lists are scanned whole, four times as many each time. The rank of a neighbour is the number of rows in all
-lists scanned so far that look nearer by their codes. All distances are taken as they come, and those of the
-neighbours are looked up among them: that takes a fraction of keeping the best in order.
+Lists are scanned whole, four times as many each time, and of a few witnesses on to the farthest that matter.
+The rank of a neighbour is the number of rows in all lists scanned so far that look nearer by their codes. All
+distances are taken as they come, and those of the neighbours are looked up among them: that takes a fraction
+of keeping the best in order.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ooc.build.sizes import ORDER_BYTES
 from ooc.build.witness import Group
@@ -32,6 +33,8 @@ _TILE, _ENTRY_BYTES = 16, 64
 _MARKS = 1 << 16
 #: Multiples of it lie evenly between 0 and 1, without order.
 _GOLDEN = 0.6180339887498949
+#: Of each group so many witnesses are scanned on where that is more than twice as far: how ranks grow there.
+_FEW = 16
 #: Of so many others, as far, one lends its rank to a neighbour in a list that was not scanned.
 _OTHERS = 16
 
@@ -39,10 +42,12 @@ _OTHERS = 16
 def scan(
     segment: Segments,
     group: Group,
+    which: IntArray,
     x: FloatArray,
     truth: IntArray,
     within: IntArray,
     last: int,
+    farthest: int,
     metric: Metric,
     pool: Pool,
     *,
@@ -50,14 +55,14 @@ def scan(
     selector: Selector | None = None,
     stop: threading.Event | None = None,
 ) -> Ranks:
-    """Scan 1, 4, 16 .. and ``last`` lists of each witness of a group.
+    """Scan 1, 4, 16 .. and ``last`` lists of each witness of a group, and ``farthest`` of a few.
 
     Parameters
     ----------
     group : Group
         Of which rows their neighbours are known.
-    x, truth : (s, d) float32, (s, k) int64
-        Witnesses, and the rows that are their neighbours, -1 for none.
+    which, x, truth : (s,) int64, (s, d) float32, (s, k) int64
+        Numbers of witnesses, themselves, and the rows that are their neighbours, -1 for none.
     within : (s, k) int64
         How many lists must be probed to meet each.
     threads : int
@@ -65,51 +70,64 @@ def scan(
     selector : Selector, optional
         Rows in the lists that count.
     """
-    entries = last * max(1, -(-segment.entries // segment.nlist))
-    step = max(1, min(_TILE, ORDER_BYTES // (_ENTRY_BYTES * entries)))
+    stops = _stops(1, last)
+    few = np.unique(np.linspace(0, len(x) - 1, min(_FEW, len(x))).astype(np.int64))
+    more = _stops(last, farthest)[1:] if farthest > 2 * last else []
 
-    def one(some: slice) -> AnyArray:
-        Stopped.raise_if(stop)
-        return _ranks(segment, group.every, x[some], truth[some], last, metric, selector)
+    def scanned(some: IntArray, stops: list[int]) -> AnyArray:
+        """The ranks ``(stops, m, k)`` of neighbours of some."""
+        entries = stops[-1] * max(1, -(-segment.entries // segment.nlist))
+        step = max(1, min(_TILE, ORDER_BYTES // (_ENTRY_BYTES * entries)))
 
-    parts = (slice(first, first + step) for first in range(0, len(x), step))
-    rank = np.concatenate(list(in_order(pool, one, parts, threads)), axis=1)
+        def one(these: IntArray) -> AnyArray:
+            Stopped.raise_if(stop)
+            rest = which[these] % group.every
+            return _ranks(segment, group.every, rest, x[these], truth[these], stops, metric, selector)
+
+        parts = (some[first : first + step] for first in range(0, len(some), step))
+        return np.concatenate(list(in_order(pool, one, parts, threads)), axis=1)
+
+    rank = np.full((len(stops) + len(more), *truth.shape), np.nan)
+    rank[: len(stops)] = scanned(np.arange(len(x)), stops)
+    if more:
+        rank[len(stops) :, few] = scanned(few, [last, *more])[1:]
     if group.every > 1:
         # Of every fourth row the 24th is in the mean as far as the hundredth of all. Places are whole
         # numbers: a fraction, another for each, keeps the candidates that find them from being.
         fraction = (np.arange(truth.size) * _GOLDEN).reshape(truth.shape) % 1 - 0.5
         rank = np.maximum(rank + fraction, 0) * (group.k / group.depth)
-    return Ranks(np.array(list(_stops(last))), rank, within, segment.nlist)
+    return Ranks(np.array(stops + more), rank, within, segment.nlist)
 
 
-def _stops(last: int) -> Iterator[int]:
-    """1, 4, 16 .. and the last, which is more than twice as many as the one before it."""
-    at = 1
-    while 2 * at < last or at == 1 < last:
-        yield at
+def _stops(first: int, last: int) -> list[int]:
+    """``first``, 4 and 16 times as many .. and ``last``: more than twice as many as the one before."""
+    stops, at = [], first
+    while 2 * at < last or at == first < last:
+        stops.append(at)
         at *= 4
-    yield last
+    return [*stops, last]
 
 
 def _ranks(
     segment: Segments,
     every: int,
+    rest: IntArray,
     x: FloatArray,
     truth: IntArray,
-    last: int,
+    stops: list[int],
     metric: Metric,
     selector: Selector | None,
 ) -> AnyArray:
-    """The ranks ``(stops, s, k)`` of true neighbours by code, after each step of the lists scanned.
+    """The ranks ``(stops, s, k)`` of true neighbours by code, after so many lists scanned.
 
-    Those among every ``every``-th row.
+    Those among the rows whose numbers leave ``rest`` ``(s,)`` of ``every``.
     """
     y = segment.transform(x)
-    coarse, lists = segment.coarse(y, last)
+    coarse, lists = segment.coarse(y, stops[-1])
     keys: list[list[FloatArray]] = [[] for _ in x]
     ids: list[list[IntArray]] = [[] for _ in x]
     everything, first = np.inf if metric == "l2" else -np.inf, 0
-    for end in _stops(last):
+    for end in stops:
         some = np.ascontiguousarray(lists[:, first:end])
         segment.will_need(some)
         near = np.ascontiguousarray(coarse[:, first:end])
@@ -118,7 +136,7 @@ def _ranks(
         for i, (begin, stop) in enumerate(itertools.pairwise(lims.tolist())):
             near_keys, near_ids = found[begin:stop], rows[begin:stop]
             if every > 1:
-                counted = near_ids % every == 0
+                counted = near_ids % every == rest[i]
                 near_keys, near_ids = near_keys[counted], near_ids[counted]
             keys[i].append(near_keys)
             ids[i].append(near_ids)
@@ -179,15 +197,17 @@ class Ranks:
     """Ranks of the neighbours of witnesses by code, after any number of lists.
 
     More lists bring more rows that look nearer, in proportion: ranks grow with a power of their number
-    between what was scanned, and beyond with one that falls. Neighbours whose lists were not scanned have
-    the ranks of others that are nearly as far.
+    between what was scanned, and beyond with one that falls. Of witnesses that were not scanned as far as
+    others they grow as theirs. Neighbours whose lists were not scanned have the ranks of others that are
+    nearly as far.
 
     Parameters
     ----------
     stops : (t,) int64
         After so many lists ranks are known.
     rank : (t, s, k) float
-        From 0; infinity where it is beyond all candidates, or the neighbour has not come.
+        From 0; infinity where it is beyond all candidates, or the neighbour has not come; NaN where that is
+        not known.
     within : (s, k) int64
         How many lists must be probed to meet each.
     nlist : int
@@ -197,11 +217,15 @@ class Ranks:
     def __init__(self, stops: IntArray, rank: AnyArray, within: IntArray, nlist: int) -> None:
         came = np.searchsorted(stops, within)
         logs, wide = np.log(rank + 1), np.diff(np.log(stops))
+        seen = came < len(stops) - np.isnan(rank).sum(axis=0)
         growth = [0.0]
         for t in range(1, len(stops)):
             both = (came < t) & np.isfinite(logs[t]) & np.isfinite(logs[t - 1])
             grown = logs[t][both] - logs[t - 1][both]
             growth.append(float(grown.mean() / wide[t - 1]) if len(grown) else growth[-1])
+            if (unknown := np.isnan(logs[t])).any():
+                known = (came < t) & ~unknown & np.isfinite(logs[t - 1])
+                logs[t][unknown] = _grown(logs[t - 1][known], logs[t][known], logs[t - 1][unknown])
             # At the stop before the one at which it came: as if its list had been there.
             new = came == t
             logs[t - 1][new] = np.maximum(logs[t][new] - growth[t] * wide[t - 1], 0)
@@ -213,7 +237,7 @@ class Ranks:
             growth.append(growth[-1] * float(slower))
             logs = np.concatenate((logs, logs[-1:] + growth[-1] * np.log(ends[-1] / ends[-2])))
         self._stops = np.array(ends)
-        lenders = _lenders(came.reshape(-1), len(stops))
+        lenders = _lenders(came.reshape(-1), seen.reshape(-1))
         self._logs = logs.reshape(len(ends), -1)[:, lenders].reshape(logs.shape)
 
     def at(self, probed: IntArray) -> AnyArray:
@@ -229,14 +253,35 @@ class Ranks:
         return np.where(known, np.rint(np.exp(low * (1 - part) + high * part) - 1), np.inf)
 
 
-def _lenders(came: IntArray, stops: int) -> IntArray:
-    """From which neighbour each has its rank: itself, or one of the farthest whose lists were scanned."""
-    lender, unseen = np.arange(len(came)), np.flatnonzero(came == stops)
-    for first in range(stops - 1, -1, -1):
-        others = np.flatnonzero((came >= first) & (came < stops))
-        if len(others) >= _OTHERS:
-            break
-    if len(others):
-        spread = np.arange(len(unseen)) * len(others) // max(len(unseen), 1)
-        lender[unseen] = others[np.random.default_rng(0).permutation(spread)]
+def _grown(before: AnyArray, after: AnyArray, ranks: AnyArray) -> AnyArray:
+    """What becomes of some ranks ``(m,)``, where of others it is known ``(o,)``; all are logarithms.
+
+    Each grows as one of the others that was about as large, not as the mean of them: the more they differ,
+    the more are beyond a number of candidates.
+    """
+    if not len(before):
+        return ranks
+    order = np.argsort(before, kind="stable")
+    place = np.searchsorted(before[order], ranks)
+    place += np.floor((np.arange(len(ranks)) * _GOLDEN % 1 - 0.5) * _OTHERS).astype(np.int64)
+    lender = order[np.clip(place, 0, len(order) - 1)]
+    grown: AnyArray = ranks + after[lender] - before[lender]
+    return grown
+
+
+def _lenders(came: IntArray, seen: NDArray[np.bool_]) -> IntArray:
+    """From which neighbour each has its rank: itself, or one whose list was scanned and is about as far.
+
+    ``came`` says at which stop its list is, and ``seen`` whether it was scanned.
+    """
+    lender = np.arange(len(came))
+    for stop in np.unique(came[~seen]).tolist():
+        unseen, others = np.flatnonzero(~seen & (came == stop)), np.empty(0, np.int64)
+        for first in range(stop, -1, -1):
+            others = np.flatnonzero(seen & (came >= first) & (came <= stop))
+            if len(others) >= _OTHERS:
+                break
+        if len(others):
+            spread = np.arange(len(unseen)) * len(others) // len(unseen)
+            lender[unseen] = others[np.random.default_rng(0).permutation(spread)]
     return lender

@@ -26,6 +26,7 @@ __all__ = [
     "Sizes",
     "code_training_rows",
     "copied_dtype",
+    "held_out",
     "most_witnesses",
     "witnesses_of",
 ]
@@ -63,6 +64,8 @@ DECODED_BATCH_BYTES = 16 * MIB
 _WITNESSES = 550
 _WITNESSES_OF = 1_000_000
 _WITNESSES_TIMES = 2.5
+#: Where there are fewer rows all are trained on: each is worth more than what it tells of recall.
+_HELD_OUT_OF = 16_384
 #: The share of them that tells of the hundred nearest rows; the others tell of the ten nearest.
 DEEP_SHARE = 3 / 11
 #: Neighbours that are found of each, at most.
@@ -80,6 +83,11 @@ def most_witnesses(n: int) -> int:
     """How many queries at most recall is measured by, in a collection of ``n`` rows."""
     times: float = min(np.sqrt(_WITNESSES_OF / n), _WITNESSES_TIMES)
     return round(_WITNESSES * max(times, 1))
+
+
+def held_out(n: int) -> int:
+    """How many of ``n`` rows are not trained on, so that recall may be measured by them; of few rows none."""
+    return most_witnesses(n) if n >= _HELD_OUT_OF else 0
 
 
 def witnesses_of(count: int, most: int) -> tuple[int, int]:
@@ -112,7 +120,9 @@ class Sizes:
 
     @property
     def sample_rows(self) -> int:
-        return min(self.n, max(_SAMPLE_PER_LIST * self.factory.nlist, _SAMPLE_LEAST))
+        others = self.n - held_out(self.n)
+        rows = others if others >= self.factory.nlist else self.n
+        return min(rows, max(_SAMPLE_PER_LIST * self.factory.nlist, _SAMPLE_LEAST))
 
     @property
     def _lists(self) -> int:

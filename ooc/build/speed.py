@@ -23,11 +23,10 @@ from ooc.build.plan import Plan
 from ooc.build.rows import prepare
 from ooc.build.sizes import BLOCK_ROWS
 from ooc.build.train import Template
-from ooc.build.witness import Neighbours, Witnesses
+from ooc.build.witness import Looked, Neighbours, Witnesses
 from ooc.build.workers import Pool, in_order, workers
 from ooc.engine import Codec, sketched
 from ooc.errors import Stopped
-from ooc.search.sweep import Found
 from ooc.stores import Block, Store
 from ooc.types import FloatArray, IntArray
 from ooc.vectors import narrow, widen
@@ -204,7 +203,7 @@ def _encoding(plan: Plan, template: Template, rows: _Bits, pool: Pool) -> float:
     return min(taken) / (plan.threads * BLOCK_ROWS)
 
 
-def _looked(near: Neighbours, plan: Plan, block: Block) -> list[Found]:
+def _looked(near: Neighbours, plan: Plan, block: Block) -> Looked:
     return near.look(block.start, prepare(block.rows, plan.metric), None)
 
 

@@ -12,11 +12,12 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
 
+from ooc.build.draw import draw_witnesses
 from ooc.build.rows import Prepared, prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.shards import Shard
@@ -29,26 +30,32 @@ from ooc.search.sweep import Found, Sweep, ordered, place_of_each
 from ooc.stores.base import Store
 from ooc.types import AnyArray, FloatArray, IntArray, Metric, OnBad
 
-__all__ = ["DEEP", "Group", "Nearest", "Neighbours", "Witnesses", "neighbours_found"]
+__all__ = ["DEEP", "Group", "Looked", "Nearest", "Neighbours", "Witnesses", "neighbours_found"]
+
+#: What each part of the witnesses found in a block of rows; None where none of the rows are its.
+Looked: TypeAlias = list[Found | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """What some witnesses tell of: their ``k`` nearest rows.
 
-    They know the ``depth`` nearest of every ``every``-th row. Of the hundred nearest rows a quarter, drawn
-    at random or nearly so, is as good as all, and takes a quarter of the time to find.
+    Each knows the ``depth`` nearest of every ``every``-th row, of those whose numbers leave the same rest as
+    its own number among the witnesses. Of the hundred nearest rows a quarter, drawn at random or nearly so,
+    is as good as all, and takes a quarter of the time to find. Not the same quarter for all: where few rows
+    are near to many queries, these few differ.
     """
 
     k: int
     depth: int
     every: int
+    scanned: int
 
 
 #: A few more than ten, for rows that are equally far.
-NEAR = Group(k=10, depth=16, every=1)
+NEAR = Group(k=10, depth=16, every=1, scanned=192)
 #: Not 25: of these the last are often beyond the hundredth. Recall@100 of real sets is off by .002 at most.
-DEEP = Group(k=100, depth=24, every=4)
+DEEP = Group(k=100, depth=24, every=4, scanned=128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,15 @@ class Witnesses:
     def groups(self) -> list[tuple[Group, slice]]:
         """Which of them tell of what."""
         return [(DEEP, slice(0, self.deep)), (NEAR, slice(self.deep, len(self.own)))]
+
+    @property
+    def parts(self) -> list[tuple[Group, range]]:
+        """The same, those apart that know of different rows."""
+        return [
+            (group, range(some.start + first, some.stop, group.every))
+            for group, some in self.groups
+            for first in range(group.every)
+        ]
 
     @property
     def by(self) -> str:
@@ -100,9 +116,8 @@ class Witnesses:
         DataError
             A row holds NaN or infinity, and ``on_bad`` says to stop there.
         """
-        rng = np.random.default_rng([seed, n, 1])
         gone = 0 if dead is None else dead.count
-        rows = rng.choice(n, min(n, -(-count * n // max(n - gone, 1))), replace=False)
+        rows = draw_witnesses(n, min(n, -(-count * n // max(n - gone, 1))), seed)
         if dead is not None:
             rows = rows[~dead.contains(rows)]
         deep = round(DEEP_SHARE * len(rows))
@@ -162,49 +177,48 @@ class Neighbours:
     ) -> None:
         # Of prepared rows those of cosine are of unit length.
         products: Metric = "ip" if metric == "cosine" else metric
-        x, own = witnesses.x, witnesses.own
-        #: Of each group, with the number of its first witness.
-        self._sweeps = [
-            (group, some.start, Sweep(x[some], group.depth, products, own[some], basis=basis))
-            for group, some in witnesses.groups
-            if some.stop > some.start
+        self._depth = witnesses.depth
+        self._parts = [
+            _Part(
+                every=group.every,
+                rest=who.start % group.every,
+                who=who,
+                sweep=Sweep(witnesses.x[who], group.depth, products, witnesses.own[who], basis=basis),
+            )
+            for group, who in witnesses.parts
+            if who
         ]
         for shard in shards:
             near = _read(shard)
-            for _, first, sweep in self._sweeps:
-                sweep.add(near.query - first, near.row, near.key)
+            for part in self._parts:
+                mine = np.isin(near.query, part.who)
+                query = (near.query[mine] - part.who.start) // part.who.step
+                part.sweep.add(query, near.row[mine], near.key[mine])
 
-    def look(self, start: int, prepared: Prepared, low: FloatArray | None) -> list[Found]:
+    def look(self, start: int, prepared: Prepared, low: FloatArray | None) -> Looked:
         """What may be among the nearest, of prepared rows from number ``start`` on, ``low`` in the basis."""
-        found = []
-        for group, _, sweep in self._sweeps:
-            x, bad, part = prepared.x, prepared.bad, low
-            if group.every > 1:  # a block begins at a multiple of it
-                x = np.ascontiguousarray(x[:: group.every])
-                bad = bad[bad % group.every == 0] // group.every
-                part = None if low is None else low[:: group.every]
-            found.append(sweep.look_at(start, x, bad, part, every=group.every))
-        return found
+        # A block begins at a multiple of any ``every``.
+        return [part.look(start, prepared, low) for part in self._parts]
 
-    def take(self, found: list[Found]) -> None:
+    def take(self, found: Looked) -> None:
         """Add what ``look`` found."""
-        for (_, _, sweep), one in zip(self._sweeps, found, strict=True):
-            sweep.take(one)
+        for part, one in zip(self._parts, found, strict=True):
+            if one is not None:
+                part.sweep.take(one)
 
     def nearest(self, lists_of: Callable[[IntArray], AnyArray]) -> Nearest:
         """The nearest of all rows that were seen.
 
         ``lists_of`` knows the lists ``(m, lists)`` of rows ``(m,)``.
         """
-        parts = []
-        for group, first, sweep in self._sweeps:
-            keys, ids = sweep.so_far()
+        found = []
+        for part in self._parts:
+            keys, ids = part.sweep.so_far()
             query, rank = np.nonzero(ids >= 0)
             row = ids[query, rank]
-            near = _Near(query=query + first, row=row, key=keys[query, rank], lists=lists_of(row))
-            parts.append((near, np.full(len(ids), group.depth)))
-        depth = np.concatenate([depth for _, depth in parts])
-        return _nearest([near for near, _ in parts], depth)
+            lists = lists_of(row)
+            found.append(_Near(query=part.numbers[query], row=row, key=keys[query, rank], lists=lists))
+        return _nearest(found, self._depth)
 
     def of_rows(self, start: int, list_nos: AnyArray) -> bytes:
         """A file of those of the rows from ``start`` on that are among the nearest, with their lists.
@@ -215,10 +229,10 @@ class Neighbours:
             The lists of the rows.
         """
         queries, rows, near = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        for _, first, sweep in self._sweeps:
-            keys, ids = sweep.so_far()
+        for part in self._parts:
+            keys, ids = part.sweep.so_far()
             here = np.nonzero((ids >= start) & (ids < start + len(list_nos)))
-            queries.append(here[0] + first)
+            queries.append(part.numbers[here[0]])
             rows.append(ids[here])
             near.append(keys[here])
         row = np.concatenate(rows)
@@ -227,6 +241,33 @@ class Neighbours:
             row=row,
             key=np.concatenate(near),
             lists=list_nos[row - start].astype(np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Witnesses ``who`` that know of the same rows: those whose numbers leave ``rest`` of ``every``."""
+
+    every: int
+    rest: int
+    who: range
+    sweep: Sweep
+
+    @property
+    def numbers(self) -> IntArray:
+        return np.arange(self.who.start, self.who.stop, self.who.step)
+
+    def look(self, start: int, prepared: Prepared, low: FloatArray | None) -> Found | None:
+        """What may be among the nearest of its rows in a block; None where it has none there."""
+        x, bad, some = prepared.x, prepared.bad, slice(self.rest, None, self.every)
+        if len(x) <= self.rest:
+            return None
+        return self.sweep.look_at(
+            start + self.rest,
+            np.ascontiguousarray(x[some]),
+            bad[bad % self.every == self.rest] // self.every,
+            None if low is None else low[some],
+            every=self.every,
         )
 
 

@@ -24,7 +24,7 @@ from ooc.build.rows import prepare
 from ooc.build.sample import bad_rows_error
 from ooc.build.sizes import BLOCK_ROWS, Sizes, most_witnesses
 from ooc.build.train import published_template
-from ooc.build.witness import Neighbours, Witnesses
+from ooc.build.witness import Looked, Neighbours, Witnesses
 from ooc.build.workers import in_order, workers
 from ooc.errors import ConflictError, DataError, PlanError, Stopped
 from ooc.evaluation.rows import indexed_rows
@@ -35,7 +35,7 @@ from ooc.index.layout import Layout, SegmentLayout
 from ooc.index.order import read_spread
 from ooc.index.segment import Segments, read_record
 from ooc.search.searcher import Index, open_index
-from ooc.search.sweep import Found, Sweep
+from ooc.search.sweep import Sweep
 from ooc.stores import Store, open_store
 from ooc.stores.base import Block
 from ooc.types import IntArray, Metric, OnBad, StoreLike
@@ -214,7 +214,7 @@ def _neighbours(
     basis = published_template(before.layout, searched.metric).basis
     near, on_bad = Neighbours(witnesses, searched.metric, [], basis), _on_bad(before)
 
-    def look(block: Block) -> tuple[int, IntArray, list[Found]]:
+    def look(block: Block) -> tuple[int, IntArray, Looked]:
         prepared = prepare(block.rows, searched.metric)
         bad = prepared.bad + block.start
         dead = before.dead.contains(np.arange(block.start, block.start + len(block.rows)))

@@ -137,6 +137,29 @@ def test_the_sample_is_of_the_whole_store_and_of_the_seed() -> None:
     assert not np.array_equal(wide, draw(100_000, 1000, 1))
 
 
+def test_rows_that_recall_is_measured_by_are_not_trained_on() -> None:
+    from ooc.build.draw import draw_sample, draw_witnesses
+
+    for n, m, out in ((20_000, 18_625, 1375), (20_000, 5000, 1375), (1_000_000, 400_000, 550)):
+        rows = draw_sample(n, m, 3, out)
+        assert len(rows) == m == len(np.unique(rows))
+        assert (np.diff(rows) > 0).all()
+        assert rows[0] >= 0
+        assert rows[-1] < n
+        witnesses = draw_witnesses(n, out, 3)
+        assert len(np.unique(witnesses)) == out
+        assert not np.isin(rows, witnesses).any()
+    # Where there are too few others, all count.
+    assert draw_sample(1000, 900, 0, 200).tolist() != draw_sample(1000, 800, 0, 200).tolist()
+    np.testing.assert_array_equal(draw_sample(1000, 1000, 0, 200), np.arange(1000))
+
+
+def test_a_plan_holds_witnesses_out_where_there_are_rows_enough() -> None:
+    for n, nlist, sample in ((16_000, 200, 16_000), (20_000, 400, 18_625), (20_000, 19_000, 20_000)):
+        plan = ooc.plan(embeddings(n, 8), factory=f"IVF{nlist},SQ8")
+        assert (plan.sample_rows, plan.witnesses) == (sample, 1375)
+
+
 def test_building_again_does_nothing(npy: Path, tmp_path: Path) -> None:
     first = small(npy, tmp_path / "i")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "i").rglob("*")}

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import ooc
-from ooc.build.draw import draw
+from ooc.build.draw import draw_sample
 from ooc.build.plan import Plan
 from ooc.build.sample import Sample, sampled
+from ooc.build.sizes import held_out
 from ooc.build.workers import workers
 from ooc.events import Event, StageFinished
 from ooc.stores import Store, open_store
@@ -43,7 +44,7 @@ def test_its_first_eighth_quarter_and_half_are_spread_over_the_store(path: Path,
     assert plan.overlapped
     with open_store(path) as store:
         sample = taken(store, plan, tmp_path / "s")
-        rows = draw(N, plan.sample_rows, plan.seed)
+        rows = draw_sample(N, plan.sample_rows, plan.seed, held_out(N))
         x = widen(narrow(np.load(path)[rows]))
     m = len(rows)
     order = np.concatenate([np.arange(m)[first::step] for first, step in ((0, 8), (4, 8), (2, 4), (1, 2))])
@@ -119,7 +120,7 @@ def test_a_bad_row_that_is_read_meanwhile_ends_the_build_and_leaves_nothing(
     x = embeddings(N, 24)
     path = npy_of(x)
     plan = planned(path)
-    row = int(draw(N, plan.sample_rows, plan.seed)[8 * 700 + 1])  # of the last sweep
+    row = int(draw_sample(N, plan.sample_rows, plan.seed, held_out(N))[8 * 700 + 1])  # of the last sweep
     x[row] = np.nan
     path = npy_of(x)
     with pytest.raises(ooc.DataError, match=f"row {row} of .* holds NaN"):

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 import ooc
 from ooc.build import room
 from ooc.build.begun import need_begun, plan_as_begun
-from ooc.build.draw import draw
+from ooc.build.draw import draw_sample
 from ooc.build.fill import fill as fill_stage
 from ooc.build.processes import PARENT_VARIABLE, _Worker
 from ooc.build.shards import format_numbers, parse_numbers, shards_done
+from ooc.build.sizes import held_out
 from ooc.build.status import read_status
 from ooc.build.train import load_template
 from ooc.build.witness import Witnesses
@@ -485,7 +486,7 @@ def test_workers_end_when_the_build_is_killed(store: Path, whole: Path, begun: P
 
 def test_what_a_worker_stumbles_over_is_the_error_of_the_build(rows: FloatArray, tmp_path: Path) -> None:
     bad = rows.copy()
-    assert 59_000 not in draw(60_000, 16_384, 0)
+    assert 59_000 not in draw_sample(60_000, 16_384, 0, held_out(60_000))
     bad[59_000] = np.nan
     np.save(tmp_path / "bad.npy", bad)
     settings: dict[str, Any] = {**TEAM, "factory": "IVF8,Flat"}

@@ -41,13 +41,13 @@ __all__ = ["Calibrated", "calibrate"]
 
 #: How many entries of lists are scanned of each group of them, for each row of the index and at least: those
 #: of the few that tell of a hundred neighbours, which lie farther, reach farther.
-_ENTRIES_A_ROW, _ENTRIES_LEAST = 3, 3 << 17
+_ENTRIES_A_ROW, _ENTRIES_LEAST = 2, 1 << 18
 #: A few witnesses are scanned so many times as far, at most.
 _FARTHER = 8
 #: Witnesses that a thread looks at together.
 _TILE = 64
 #: Lists are scanned until they hold this share of all neighbours.
-_ENOUGH = 0.999
+_ENOUGH = 0.99
 #: A query looks into so many times as many lists as the mean does, at most.
 _MOST_TIMES = 1.5
 #: What is kept of the settings: each that recalls more than all cheaper ones, by at least this.

@@ -29,12 +29,12 @@ __all__ = ["MOST_CANDIDATES", "Ranks", "rank_among", "scan"]
 MOST_CANDIDATES = 2048
 #: Witnesses whose lists are scanned together, as far as memory allows: bytes for each entry of their lists.
 _TILE, _ENTRY_BYTES = 16, 64
-#: Numbers of rows that are asked about are marked by their remainders: few others have the same.
+#: Numbers of rows that are asked about are marked by their last bits: few others have the same.
 _MARKS = 1 << 16
 #: Multiples of it lie evenly between 0 and 1, without order.
 _GOLDEN = 0.6180339887498949
 #: Of each group so many witnesses are scanned on where that is more than twice as far: how ranks grow there.
-_FEW = 16
+_FEW = 12
 #: Of so many others, as far, one lends its rank to a neighbour in a list that was not scanned.
 _OTHERS = 16
 
@@ -167,13 +167,17 @@ def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray, *, 
     came = np.full(len(truth), len(keys))
     mine = np.full(len(truth), np.inf, np.float32)
     marks = np.zeros(_MARKS, bool)
-    marks[truth % _MARKS] = True
+    marks[truth & (_MARKS - 1)] = True
     for step, (near, by) in enumerate(zip(keys, ids, strict=True)):
-        at = np.flatnonzero(marks[by % _MARKS])
+        at = np.flatnonzero(marks[by & (_MARKS - 1)])
         here, which = np.nonzero(by[at, None] == truth)
         came[which], mine[which] = step, near[at[here]]
     before = np.empty((len(keys), len(truth)), np.int64)
+    # What looks farther than all that have come is before none of them.
+    farthest = mine[came < len(keys)].max(initial=-np.inf)
     for step, (near, by) in enumerate(zip(keys, ids, strict=True)):
+        some = near <= farthest
+        near, by = near[some], by[some]
         ordered = np.sort(near)
         before[step] = np.searchsorted(ordered, mine)
         same = np.searchsorted(ordered, mine, side="right") - before[step]

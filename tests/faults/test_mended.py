@@ -28,7 +28,7 @@ from ooc.mapping import see_room
 from ooc.stores.hdf5_journal import JournaledFile
 from ooc.testing.faults import Refuse, injected
 from ooc.types import FloatArray
-from tests.helpers import embeddings, killed, tree
+from tests.helpers import embeddings, killed, rewrite, tree, unsealed
 
 N, D = 1500, 16
 CODE = "IVF16,SQ8"
@@ -344,6 +344,9 @@ def test_an_index_is_not_called_damaged_where_the_system_lacks_something(
     index: Path, ending: str, refused: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ooc.delete(index, np.arange(9))
+    record = index / "generations" / "2.json"
+    # How rows spread is read where the order of the lists goes by it.
+    rewrite(record, order={**unsealed(record)["order"], "handicap": 1.0})
 
     def refuse(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **options: Any) -> Any:

@@ -197,8 +197,16 @@ class Neighbours:
 
     def look(self, start: int, prepared: Prepared, low: FloatArray | None) -> Looked:
         """What may be among the nearest, of prepared rows from number ``start`` on, ``low`` in the basis."""
+        if not self._parts:
+            return []
+        short = self._parts[0].sweep.short(prepared.x, low)
         # A block begins at a multiple of any ``every``.
-        return [part.look(start, prepared, low) for part in self._parts]
+        return [
+            part.sweep.look_at(start, prepared.x, prepared.bad, short, every=part.every, rest=part.rest)
+            if len(prepared.x) > part.rest
+            else None
+            for part in self._parts
+        ]
 
     def take(self, found: Looked) -> None:
         """Add what ``look`` found."""
@@ -256,19 +264,6 @@ class _Part:
     @property
     def numbers(self) -> IntArray:
         return np.arange(self.who.start, self.who.stop, self.who.step)
-
-    def look(self, start: int, prepared: Prepared, low: FloatArray | None) -> Found | None:
-        """What may be among the nearest of its rows in a block; None where it has none there."""
-        x, bad, some = prepared.x, prepared.bad, slice(self.rest, None, self.every)
-        if len(x) <= self.rest:
-            return None
-        return self.sweep.look_at(
-            start + self.rest,
-            np.ascontiguousarray(x[some]),
-            bad[bad % self.every == self.rest] // self.every,
-            None if low is None else low[some],
-            every=self.every,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ from ooc.search.best import worst
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
 from ooc.vectors import LEAST_SQUARE, MOST_SQUARE, normalise
 
-__all__ = ["TILE", "Found", "Sweep", "ordered", "place_of_each"]
+__all__ = ["TILE", "Found", "Short", "Sweep", "ordered", "place_of_each"]
 
 #: Queries that are multiplied together with a block of rows.
 TILE = 512
@@ -75,6 +75,14 @@ class Found:
     tiles: list[_Pairs]
     bad: IntArray
     every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Rows in few directions, with the length of what is left ``(m, ..)``, and their squares ``(m,)``."""
+
+    y: FloatArray
+    squares: FloatArray
 
 
 class Sweep:
@@ -162,18 +170,38 @@ class Sweep:
         """Private memory for putting in order."""
         return TILE * 3 * k * 48
 
-    def look_at(
-        self, start: int, x: FloatArray, bad: IntArray, low: FloatArray | None = None, *, every: int = 1
-    ) -> Found:
-        """What may be among the nearest of rows ``(m, d)`` float32. ``bad`` ones, by place, are set to 0.
+    def short(self, x: FloatArray, low: FloatArray | None = None) -> Short | None:
+        """What few directions tell of rows ``(m, d)``, where there are some: ``low`` is ``x @ basis``.
 
-        ``low`` is ``x @ basis``, where the caller has it. Row i has the number ``start + i * every``.
+        The same for all sweeps of this basis and metric.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            bound = None if self._bound is None else self._bound.of(x, low)
-            squares = pairs(x, _count(x), x, _count(x), "ip") if self._metric == "cosine" else None
+            return None if self._bound is None else self._bound.rows(x, low)
+
+    def look_at(
+        self,
+        start: int,
+        x: FloatArray,
+        bad: IntArray,
+        short: Short | None = None,
+        *,
+        every: int = 1,
+        rest: int = 0,
+    ) -> Found:
+        """What may be among the nearest of some rows ``(m, d)`` float32: of every so many, from ``rest`` on.
+
+        ``bad`` ones, by place among all, are set to 0. Row i has the number ``start + i``. ``short`` is what
+        ``short`` gives, where the caller has it.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            at = np.arange(rest, len(x), every)
+            some, bad = x[rest::every], bad[bad % every == rest] // every
+            short = short or self.short(x)
+            bound = None if self._bound is None or short is None else self._bound.of(short, rest, every)
+            squares = pairs(x, at, x, at, "ip") if self._metric == "cosine" else None
+            rows = _Rows(x=x, at=at, squares=squares, bad=bad, start=start + rest, every=every)
             operand: tuple[FloatArray, float] | None = None
-            spare = functools.cache(partial(_spare, x, bad, self._least))
+            spare = functools.cache(partial(_spare, some, bad, self._least))
             tiles = []
             for i, tile in enumerate(self._tiles):
                 Stopped.raise_if(self._stop)
@@ -186,10 +214,10 @@ class Sweep:
                 elif self._without[i]:
                     self._without[i] -= 1
                 if near is None:
-                    operand = operand or self._operand(x)
+                    operand = operand or self._operand(some)
                     near = self._near(tile, kth, *operand, bad, spare)
-                tiles.append(self._pairs(tile, known, start, every, near, x, squares, bad))
-        return Found(start=start, tiles=tiles, bad=bad * every + start, every=every)
+                tiles.append(self._pairs(tile, known, near, rows))
+        return Found(start=start + rest, tiles=tiles, bad=at[bad] + start, every=every)
 
     def _operand(self, x: FloatArray) -> tuple[FloatArray, float]:
         """Rows as the scores are made of them, and the length of the longest."""
@@ -228,30 +256,20 @@ class Sweep:
             near &= ~(scores > _up(within + 2 * error)[:, None])
         return near
 
-    def _pairs(
-        self,
-        tile: slice,
-        known: _Worst,
-        start: int,
-        every: int,
-        near: NDArray[np.bool_],
-        x: FloatArray,
-        squares: FloatArray | None,
-        bad: IntArray,
-    ) -> _Pairs:
+    def _pairs(self, tile: slice, known: _Worst, near: NDArray[np.bool_], rows: _Rows) -> _Pairs:
         """Those of the near pairs that are among the nearest: at most 2 k a query, in the mean."""
-        if len(bad):
-            near[:, bad] = False
+        if len(rows.bad):
+            near[:, rows.bad] = False
         found: list[_Pairs] = []
         for some in _pieces(near):
             # As np.nonzero, several times as fast.
             query, row = np.divmod(np.flatnonzero(near[some]), near.shape[1])
             query += some.start
             if self._own is not None:
-                other = self._own[tile][query] != row * every + start
+                other = self._own[tile][query] != row * rows.every + rows.start
                 query, row = query[other], row[other]
-            keys = self._exact(query + tile.start, row, x, squares)
-            better = known.beaten(query, keys, row, start, every)
+            keys = self._exact(query + tile.start, row, rows)
+            better = known.beaten(query, keys, row, rows.start, rows.every)
             query, row, keys = query[better], row[better], keys[better]
             if len(query) > 2 * self._k * (some.stop - some.start):  # putting in order takes long
                 order = ordered(query, keys, row)
@@ -264,15 +282,16 @@ class Sweep:
         query, row, keys = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return query, row, keys
 
-    def _exact(self, query: IntArray, row: IntArray, x: FloatArray, squares: FloatArray | None) -> FloatArray:
+    def _exact(self, query: IntArray, row: IntArray, rows: _Rows) -> FloatArray:
         """Distances of pairs, computed as a search computes them; less is better."""
-        found = pairs(self._xq, query, x, row, self._metric)
-        if squares is not None:
-            of = squares[row]
+        at = rows.at[row]
+        found = pairs(self._xq, query, rows.x, at, self._metric)
+        if rows.squares is not None:
+            of = rows.squares[row]
             odd = np.flatnonzero((of < LEAST_SQUARE) | ~(of < MOST_SQUARE))
             found /= np.sqrt(np.where(of == 0, 1, of))
             if len(odd):
-                unit = normalise(x[row[odd]])[0]
+                unit = normalise(rows.x[at[odd]])[0]
                 found[odd] = pairs(self._xq, query[odd], unit, _count(unit), self._metric)
         return found if self._metric == "l2" else -found
 
@@ -327,6 +346,22 @@ class Sweep:
         found = self._keys if self._metric == "l2" else -self._keys
         found[self._ids < 0] = worst(self._metric)
         return found, self._ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """Rows of a block that are looked at.
+
+    They are ``x[at]``, ``bad`` ones among them by place, and ``squares`` of their lengths. Row i of them has
+    the number ``start + i * every``.
+    """
+
+    x: FloatArray
+    at: IntArray
+    squares: FloatArray | None
+    bad: IntArray
+    start: int
+    every: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,13 +454,17 @@ class _Bound:
         self._offset = squares if l2 else np.zeros(len(xq))
         self._length = np.sqrt(squares)
 
-    def of(self, x: FloatArray, low: FloatArray | None) -> Callable[..., NDArray[np.bool_]]:
-        """For rows ``(m, d)``, a function of a tile of queries, their k-th best and the relative error."""
-        d = x.shape[1]
+    def rows(self, x: FloatArray, low: FloatArray | None) -> Short:
+        """Rows ``(m, d)`` in few directions, of which any bound is made."""
         low = (x @ self._basis if low is None else low) * _SHORT
         squares = np.einsum("ij,ij->i", x, x)
-        parts = (low, _left(squares, low, d), squares) if self._l2 else (low, _left(squares, low, d))
-        y, longest = np.column_stack(parts), float(np.sqrt(squares.max(initial=0)))
+        left = _left(squares, low, x.shape[1])
+        return Short(np.column_stack((low, left, squares) if self._l2 else (low, left)), squares)
+
+    def of(self, short: Short, rest: int, every: int) -> Callable[..., NDArray[np.bool_]]:
+        """For some of the rows, a function of a tile of queries, their k-th best and the relative error."""
+        y = short.y[rest::every]
+        longest = float(np.sqrt(short.squares[rest::every].max(initial=0)))
 
         def near(tile: slice, kth: AnyArray, relative: float) -> NDArray[np.bool_]:
             length = self._length[tile]

@@ -17,21 +17,21 @@ from ooc.vectors import normalise
 @pytest.mark.parametrize("metric", METRICS)
 @given(
     k=st.integers(1, 30),
-    every=st.sampled_from([1, 3]),
+    every_rest=st.sampled_from([(1, 0), (3, 0), (3, 2)]),
     kinds=st.sampled_from([1, 2, 40]),
     block=st.sampled_from([100, 700]),
     with_own=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
 def test_of_rows_as_near_those_with_lower_numbers_are_found_and_few_are_kept(
-    metric: Metric, k: int, every: int, kinds: int, block: int, with_own: bool, order: Any
+    metric: Metric, k: int, every_rest: tuple[int, int], kinds: int, block: int, with_own: bool, order: Any
 ) -> None:
-    rng = np.random.default_rng(k)
+    rng, (every, rest) = np.random.default_rng(k), every_rest
     # Whole numbers: distances have no rounding, and rows that differ are as near, too.
     x = rng.integers(-1, 2, (kinds, 6)).astype(np.float32)[rng.integers(0, kinds, 2100)]
     x[:, 0] = 2
-    x[5] = x[1300] = np.nan
-    there = np.flatnonzero(~np.isnan(x[:, 0]) & (np.arange(len(x)) % every == 0))
+    x[5] = x[1300] = x[1301] = np.nan
+    there = np.flatnonzero(~np.isnan(x[:, 0]) & (np.arange(len(x)) % every == rest))
     xq = normalise(x[there[:60]])[0] if metric == "cosine" else x[there[:60]]
     own = there[:60] if with_own else None
     sweep = Sweep(xq, k, metric, own)
@@ -39,9 +39,9 @@ def test_of_rows_as_near_those_with_lower_numbers_are_found_and_few_are_kept(
     order.shuffle(starts)
     kept = []
     for start in starts:
-        rows = x[start : start + block * every : every]
+        rows = x[start : start + block * every]
         bad = np.flatnonzero(np.isnan(rows[:, 0]))
-        found = sweep.look_at(start, np.nan_to_num(rows), bad, every=every)
+        found = sweep.look_at(start, np.nan_to_num(rows), bad, every=every, rest=rest)
         kept.append(sum(len(query) for query, _, _ in found.tiles))
         sweep.take(found)
     unit = normalise(x[there])[0] if metric == "cosine" else x[there]

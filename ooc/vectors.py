@@ -14,6 +14,7 @@ __all__ = [
     "MOST_SQUARE",
     "SHORT",
     "distinct",
+    "evenly",
     "first_places",
     "narrow",
     "normalise",
@@ -78,6 +79,11 @@ def places(order: IntArray) -> IntArray:
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(order.shape[1])[None], axis=1)
     return place
+
+
+def evenly(n: int, m: int) -> IntArray:
+    """``m`` of the numbers from 0 to ``n`` - 1, from the first to the last; all where there are no more."""
+    return np.unique(np.linspace(0, n - 1, min(m, n)).astype(np.int64))
 
 
 def distinct(numbers: IntArray, end: int) -> IntArray:

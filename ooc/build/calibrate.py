@@ -35,14 +35,14 @@ from ooc.search.kind import FAR, nearness
 from ooc.search.promise import PAGE_BYTES
 from ooc.stores import Store
 from ooc.types import AnyArray, FloatArray, IntArray
-from ooc.vectors import places
+from ooc.vectors import evenly, places
 
 __all__ = ["Calibrated", "calibrate"]
 
 #: How many entries of lists are scanned of each group of them, for each row of the index and at least: those
 #: of the few that tell of a hundred neighbours, which lie farther, reach farther.
 _ENTRIES_A_ROW, _ENTRIES_LEAST = 2, 1 << 18
-#: A few witnesses are scanned so many times as far, at most.
+#: The few of each group that are scanned on are so many times as far, at most.
 _FARTHER = 8
 #: Witnesses that a thread looks at together.
 _TILE = 64
@@ -165,7 +165,7 @@ class _Steps:
 def _steps(segment: Segments, x: FloatArray) -> _Steps:
     """Steps at which as many lists are probed as a grid has, at the mean or nearly so; at the last, all."""
     lists = grid(segment.nlist)
-    some = x[np.unique(np.linspace(0, len(x) - 1, _TILE).astype(np.int64))]
+    some = x[evenly(len(x), _TILE)]
     step = max(1, min(_TILE, ORDER_BYTES // (24 * segment.nlist)))
     sums = np.zeros(len(lists))
     for part in _slices(len(some), step):
@@ -243,8 +243,7 @@ def _groups(
         count = members.stop - members.start
         if not count:
             continue
-        some = np.linspace(0, count - 1, min(group.scanned, count))
-        which = members.start + np.unique(some.astype(np.int64))
+        which = members.start + evenly(count, group.scanned)
         there = within[members][nearest.rows[members] >= 0]
         ranks = scan(
             segment,

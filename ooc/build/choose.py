@@ -30,7 +30,7 @@ from ooc.engine import ID_BYTES, code_distances
 from ooc.errors import PlanError, Stopped
 from ooc.search.promise import PAGE_BYTES
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
-from ooc.vectors import places
+from ooc.vectors import evenly, places
 
 __all__ = ["Compared", "choose_code"]
 
@@ -115,10 +115,10 @@ def choose_code(
     if queries is None:
         asked = max(1, min(QUERIES, len(x) // 4))
         # Spread over those drawn, which are in the order of the store.
-        at = np.unique(np.linspace(0, len(x) - 1, asked).astype(np.int64)) if len(x) else np.empty(0, int)
+        at = evenly(len(x), asked)
         xq, x = x[at], np.delete(x, at, axis=0)
     else:
-        xq = queries[np.unique(np.linspace(0, len(queries) - 1, QUERIES).astype(np.int64))]
+        xq = queries[evenly(len(queries), QUERIES)]
     if len(x) < _FEW:
         text, size, _ = codes[-1]
         none = Compared(code=text, code_size=size, nprobe=1, candidates=_K, list_bytes=0, row_bytes=0)

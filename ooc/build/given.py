@@ -13,6 +13,7 @@ from ooc.durable import as_bytes
 from ooc.errors import ConflictError, DataError
 from ooc.stores import open_store
 from ooc.types import FloatArray, Metric, StoreLike
+from ooc.vectors import evenly
 
 if TYPE_CHECKING:
     from ooc.build.plan import Plan
@@ -38,7 +39,7 @@ def read_queries(queries: StoreLike, *, d: int, metric: Metric, count: int) -> F
                 kind="query-shape",
                 hint="Use the model that made the rows.",
             )
-        some = np.unique(np.linspace(0, store.n - 1, min(count, store.n)).astype(np.int64))
+        some = evenly(store.n, count)
         prepared = prepare(store.take(some), metric)
     if len(prepared.bad):
         raise DataError(

@@ -23,6 +23,7 @@ from ooc.errors import Stopped
 from ooc.index.order import Order
 from ooc.index.segment import Segments
 from ooc.types import AnyArray, FloatArray, IntArray
+from ooc.vectors import evenly
 
 __all__ = ["choose_order", "sketch_lists"]
 
@@ -57,7 +58,7 @@ def choose_order(
     """
     handicaps = [Handicap(spread, strength, plan.metric) for strength in _STRENGTHS]
     list_bytes = segment.list_bytes(np.arange(segment.nlist)).astype(np.float32)
-    asked = np.unique(np.linspace(0, len(x) - 1, min(_ASKED, len(x))).astype(np.int64))
+    asked = evenly(len(x), _ASKED)
     step = max(1, min(_TILE, ORDER_BYTES // (8 * _NEIGHBOURS * segment.nlist)))
 
     def one(some: IntArray) -> AnyArray:

@@ -22,6 +22,7 @@ from ooc.engine import Selector
 from ooc.errors import Stopped
 from ooc.index.segment import Segments
 from ooc.types import AnyArray, FloatArray, IntArray, Metric
+from ooc.vectors import evenly
 
 __all__ = ["MOST_CANDIDATES", "Ranks", "rank_among", "scan"]
 
@@ -71,7 +72,7 @@ def scan(
         Rows in the lists that count.
     """
     stops = _stops(1, last)
-    few = np.unique(np.linspace(0, len(x) - 1, min(_FEW, len(x))).astype(np.int64))
+    few = evenly(len(x), _FEW)
     more = _stops(last, farthest)[1:] if farthest > 2 * last else []
 
     def scanned(some: IntArray, stops: list[int]) -> AnyArray:
@@ -173,11 +174,7 @@ def rank_among(keys: list[FloatArray], ids: list[IntArray], truth: IntArray, *, 
         here, which = np.nonzero(by[at, None] == truth)
         came[which], mine[which] = step, near[at[here]]
     before = np.empty((len(keys), len(truth)), np.int64)
-    # What looks farther than all that have come is before none of them.
-    farthest = mine[came < len(keys)].max(initial=-np.inf)
     for step, (near, by) in enumerate(zip(keys, ids, strict=True)):
-        some = near <= farthest
-        near, by = near[some], by[some]
         ordered = np.sort(near)
         before[step] = np.searchsorted(ordered, mine)
         same = np.searchsorted(ordered, mine, side="right") - before[step]

@@ -10,7 +10,7 @@ from ooc.index.lists import ID_BYTES
 from ooc.stores import Store
 from ooc.stores.base import as_float32
 from ooc.types import BytesArray, IntArray
-from ooc.vectors import normalise
+from ooc.vectors import evenly, normalise
 
 __all__ = ["see_vectors"]
 
@@ -51,7 +51,7 @@ def see_vectors(foreign: Foreign, data: BytesArray, store: Store) -> None:
 def _some(sizes: IntArray) -> tuple[IntArray, IntArray]:
     """Lists and places of entries from all over the lists."""
     ends = np.cumsum(sizes)
-    picked = np.unique(np.linspace(0, ends[-1] - 1, _LOOKED_AT).astype(np.int64))
+    picked = evenly(int(ends[-1]), _LOOKED_AT)
     lists = np.searchsorted(ends, picked, side="right")
     return lists, picked - (ends - sizes)[lists]
 
